@@ -1,0 +1,46 @@
+"""From a trained float PyTorch model to exact integers.
+
+The names below are the public API. They are imported on first use, so that ``import qatlib`` does not import torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "qatlib.fake.state": ("FakeQuantState",),
+    "qatlib.fake.stubs": ("DeQuantStub", "QuantStub"),
+    "qatlib.fake.qconfig": (
+        "FakeQuantSpec",
+        "QConfig",
+        "default_calib_8bit_fake_quant_qconfig",
+        "default_calib_8bit_weight_16bit_act_fake_quant_qconfig",
+        "default_calib_8bit_weight_32bit_out_fake_quant_qconfig",
+        "default_qat_8bit_fake_quant_qconfig",
+        "default_qat_8bit_fixed_act_fake_quant_qconfig",
+        "default_qat_8bit_weight_16bit_act_fake_quant_qconfig",
+        "default_qat_8bit_weight_32bit_out_fake_quant_qconfig",
+        "get_default_qconfig",
+    ),
+    "qatlib.fake.model": ("FakeQuantModel", "set_fake_quantize", "set_preserve_qat_mode"),
+    "qatlib.fake.prepare": ("fuse_fx", "prepare_qat_fx"),
+    "qatlib.fake.calibrate": ("calibrate",),
+    "qatlib.convert": ("IntegerModel", "convert", "convert_fx", "to_program"),
+    "qatlib.program": ("Op", "Program", "Value"),
+    "qatlib.emulate": ("Emulator", "emulate"),
+    "qatlib.compiler": ("Executable", "Target", "check_model", "compile_model", "load_target", "perf_model"),
+    "qatlib.analysis": ("featuremap_similarity", "model_profiler"),
+    "qatlib.errors": ("QatError",),
+    "qatlib.qtype": ("QType",),
+}
+_WHERE = {name: module for module, names in _HOME.items() for name in names}
+__all__ = sorted(_WHERE)  # noqa: PLE0605 built from the table above
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'qatlib' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,169 @@
+"""Running a Program with torch, bit for bit as ``docs/numerics.md`` says.
+
+Between operators, codes travel as float32 tensors of integers (int32 accumulators above 2^24 as float64): the kernels of
+:mod:`qatlib.ops` stay exact on them by proven bounds. Integers are made only where somebody looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from qatlib import ops as _ops  # noqa: F401 registers the operators
+from qatlib.errors import ProgramError
+from qatlib.integer import exact_kernels
+from qatlib.ops.base import BY_KIND, Kernel, Range
+from qatlib.ops.boundary import quantize
+from qatlib.program import Op, Program
+
+Visit = Callable[[Op, tuple[Tensor, ...], Tensor], None]
+_INTEGER = {"int8": torch.int8, "int16": torch.int16, "int32": torch.int32, "float32": torch.float32}
+
+
+class Emulator:
+    """A Program made ready to run on ``device``: constants converted and an exact route chosen for every op, once.
+
+    Raises ProgramError for an op kind that has no kernel.
+    """
+
+    def __init__(self, program: Program, device: str | torch.device = "cpu") -> None:
+        self.program = program.to(device)
+        self.device = torch.device(device)
+        self._ranges: dict[str, Range] = {}
+        self._kernels: dict[str, Kernel] = {}
+        for name in program.inputs:
+            self._ranges[name] = self._full_range(name)
+        for op in program.ops:
+            operator = BY_KIND.get(op.kind)
+            if operator is None:
+                raise ProgramError(
+                    "QAT182", op.name, f"op kind {op.kind!r} is unknown", "Load it with the version that wrote it"
+                )
+            ranges = [self._ranges[name] for name in op.inputs]
+            self._kernels[op.name] = operator.kernel(op, self.program, ranges)
+            value = program.values[op.output]
+            self._ranges[op.output] = (
+                self._full_range(value.name) if value.qtype.is_float else operator.out_range(op, value, ranges)
+            )
+        last_use = {name: i for i, op in enumerate(program.ops) for name in op.inputs}
+        kept = set(program.outputs)
+        self._dying = [
+            {name for name in op.inputs if last_use[name] == i and name not in kept}
+            for i, op in enumerate(program.ops)
+        ]
+
+    def _full_range(self, name: str) -> Range:
+        qtype = self.program.values[name].qtype
+        return (0, 0) if qtype.is_float else qtype.limits
+
+    @property
+    def routes(self) -> dict[str, str]:
+        """Exact route of every op that sums products: op name to route name."""
+        return {name: kernel.route for name, kernel in self._kernels.items() if hasattr(kernel, "route")}
+
+    # -- running -------------------------------------------------------------------------------------------------
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Outputs for a batch: float32 where the Program ends in float, integers of the value's dtype elsewhere."""
+        values = self._run(inputs, None, free=True)
+        return tuple(self.narrow(name, values[name]) for name in self.program.outputs)
+
+    def walk(self, *inputs: Tensor, visit: Visit) -> tuple[Tensor, ...]:
+        """Run, and call ``visit(op, input carriers, output carrier)`` after every op."""
+        values = self._run(inputs, visit, free=True)
+        return tuple(self.narrow(name, values[name]) for name in self.program.outputs)
+
+    def trace(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """Every named value: integers of its dtype, or float32."""
+        values = self._run(inputs, None, free=False)
+        return {name: self.narrow(name, value) for name, value in values.items()}
+
+    def compute(self, op: Op, *inputs: Tensor) -> Tensor:
+        """One op on carriers. The inputs may be of any batch size and are not changed."""
+        with exact_kernels():
+            return self._kernels[op.name](*inputs)
+
+    def _run(self, inputs: Sequence[Tensor], visit: Visit | None, free: bool) -> dict[str, Tensor]:
+        names = self.program.inputs
+        if len(inputs) != len(names):
+            raise ProgramError(
+                "QAT180", "inputs", f"got {len(inputs)} tensors for {len(names)} inputs {list(names)}", "Pass one each"
+            )
+        with exact_kernels():
+            values = {name: self._accept(name, x) for name, x in zip(names, inputs, strict=True)}
+            for op, dying in zip(self.program.ops, self._dying, strict=True):
+                arguments = tuple(values[name] for name in op.inputs)
+                values[op.output] = self._kernels[op.name](*arguments)
+                if visit is not None:
+                    visit(op, arguments, values[op.output])
+                if free:
+                    for name in dying:
+                        del values[name]
+            return values
+
+    def _accept(self, name: str, x: Tensor) -> Tensor:
+        value = self.program.values[name]
+        if x.dim() != len(value.shape) or any(
+            want not in (-1, got) for want, got in zip(value.shape, x.shape, strict=True)
+        ):
+            raise ProgramError(
+                "QAT180", name, f"has shape {list(x.shape)}, expected {list(value.shape)}", "-1 stands for the batch"
+            )
+        if x.is_floating_point() != value.qtype.is_float:
+            raise ProgramError("QAT180", name, f"has dtype {x.dtype}, expected {value.qtype.dtype}", "Convert it first")
+        return self.widen(name, x.to(self.device))
+
+    # -- formats -------------------------------------------------------------------------------------------------
+
+    def widen(self, name: str, x: Tensor) -> Tensor:
+        """Integers of value ``name`` as a carrier; floats become float32."""
+        return x.to(torch.float64 if self.program.values[name].qtype.dtype == "int32" else torch.float32)
+
+    def narrow(self, name: str, carrier: Tensor) -> Tensor:
+        """A carrier of value ``name`` as integers of its dtype."""
+        return carrier.to(_INTEGER[self.program.values[name].qtype.dtype])
+
+    def real(self, name: str, carrier: Tensor) -> Tensor:
+        """Real numbers of a carrier of value ``name``, float32; an int32 accumulator is read by its ``dequantize``."""
+        qtype = self.program.values[name].qtype
+        if qtype.is_float:
+            return carrier
+        if qtype.scale is not None:
+            return carrier.float() * qtype.scale
+        reader = next((op for op in self.program.ops if op.kind == "dequantize" and name in op.inputs), None)
+        if reader is None:
+            raise ProgramError("QAT180", name, "is an int32 accumulator without a scale", "Read another value")
+        return self.compute(reader, carrier)
+
+    def codes(self, name: str, real: Tensor) -> Tensor:
+        """Real numbers as a carrier of value ``name``, by the rule of ``quantize``."""
+        qtype = self.program.values[name].qtype
+        if qtype.is_float:
+            return real
+        if qtype.scale is None:
+            raise ProgramError("QAT180", name, "is an int32 accumulator, which nothing quantizes to", "Use its inputs")
+        return quantize(real, qtype.scale, *qtype.limits)
+
+
+@overload
+def emulate(program: Program, inputs: Tensor | Sequence[Tensor], trace: Literal[False] = ...) -> tuple[Tensor, ...]: ...
+@overload
+def emulate(
+    program: Program, inputs: Tensor | Sequence[Tensor], trace: Literal[True]
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]: ...
+def emulate(
+    program: Program, inputs: Tensor | Sequence[Tensor], trace: bool = False
+) -> tuple[Tensor, ...] | tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Outputs of ``program`` for a batch, and with ``trace`` also every named tensor's integers.
+
+    Runs where the first input is. To run many batches, keep an :class:`Emulator`.
+    """
+    tensors = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    emulator = Emulator(program, tensors[0].device)
+    if not trace:
+        return emulator(*tensors)
+    values = emulator.trace(*tensors)
+    return tuple(values[name] for name in program.outputs), values

@@ -1,0 +1,283 @@
+"""Exact integer arithmetic on float carriers: sections 3 and 6 of ``docs/numerics.md``.
+
+Codes and accumulators travel as float32 or float64 tensors of integers. A route is taken only where a bound proves that
+every partial result is representable, so that the order of summation, the number of threads and the batch size cannot
+change a bit.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qatlib.errors import ProgramError
+
+EXACT_FLOAT32 = 2**24
+EXACT_FLOAT64 = 2**53
+INT32 = (-(2**31), 2**31 - 1)
+_CHUNK = 1 << 16
+"""Elements of one requantization step: operand and temporaries stay in a core's second-level cache."""
+
+Route = str
+
+
+# -- factors -----------------------------------------------------------------------------------------------------------
+
+
+def factor(r: float, bits: int, where: str) -> tuple[int, int]:
+    """Multiplier of exactly ``bits`` bits and shift with ``r`` about ``M / 2^n``; ProgramError if n is not in [0, 62]."""
+    (multiplier,), shift = factors([r], bits, where)
+    return multiplier, shift
+
+
+def factors(ratios: Sequence[float], bits: int, where: str) -> tuple[list[int], int]:
+    """Multipliers that share one shift; the largest ratio has exactly ``bits`` bits."""
+    largest = max(ratios)
+    if not (math.isfinite(largest) and min(ratios) > 0):
+        raise ProgramError("QAT171", where, f"scale ratios {list(ratios)} are not positive and finite", "Recalibrate")
+    mantissa, exponent = math.frexp(largest)
+    shift = bits - exponent
+    if round(math.ldexp(mantissa, bits)) == 1 << bits:
+        shift -= 1
+    if not 0 <= shift <= 62:
+        raise ProgramError(
+            "QAT171",
+            where,
+            f"scale ratio {largest:.6g} needs a shift of {shift}; 0 to 62 can be represented",
+            "Bring the scales of its input, weight and output closer together",
+        )
+    return [round(math.ldexp(r, shift)) for r in ratios], shift
+
+
+# -- where float kernels sum exactly -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def exact_kernels() -> Iterator[None]:
+    """Switch off every float kernel that does not sum plain products: TF32, reduced precision, autocast, NNPACK."""
+    precision = torch.get_float32_matmul_precision()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        if torch.cuda.is_available():
+            stack.enter_context(torch.autocast("cuda", enabled=False))
+            stack.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))
+        stack.enter_context(torch.backends.nnpack.flags(enabled=False))
+        for backend in (torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul):
+            stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
+            backend.fp32_precision = "ieee"
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(precision)
+
+
+def convolution_is_direct(device: torch.device) -> bool:
+    """Whether torch's float convolution on ``device`` is known to sum plain products.
+
+    On x86-64 oneDNN is asked for the direct algorithm. cuDNN and the Arm library choose Winograd by themselves; there the
+    emulator multiplies matrices of patches instead.
+    """
+    return device.type == "cpu" and platform.machine().lower() in ("x86_64", "amd64")
+
+
+def _patches(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    """``[N, C, *in]`` to ``[N, C, *out, *kernel]``, a view."""
+    for axis, (size, step, spread) in enumerate(zip(kernel, stride, dilation, strict=True), start=2):
+        x = x.unfold(axis, (size - 1) * spread + 1, step)[..., ::spread]
+    return x
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Of a convolution: one entry per spatial axis; ``padding`` is (before, after)."""
+
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @property
+    def symmetric(self) -> bool:
+        return all(before == after for before, after in self.padding)
+
+
+def pad(x: Tensor, padding: Sequence[Sequence[int]], value: float = 0.0) -> Tensor:
+    """Pad the trailing axes of ``x`` by (before, after) pairs given in the order of the axes."""
+    if not any(size for pair in padding for size in pair):
+        return x
+    return F.pad(x, [size for pair in reversed(padding) for size in pair], value=value)
+
+
+def float_convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """torch's own convolution with padding per side; 1 to 3 spatial axes."""
+    conv: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
+    padding: tuple[int, ...] | int = tuple(before for before, _ in geometry.padding)
+    if not geometry.symmetric:
+        x, padding = pad(x, geometry.padding), 0
+    return conv(x, weight, bias, geometry.stride, padding, geometry.dilation, geometry.groups)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Convolution as plain sums of products in the dtype of ``x``."""
+    if convolution_is_direct(x.device):
+        return float_convolve(x, weight, bias, geometry)
+    axes, groups = weight.dim() - 2, geometry.groups
+    x, stride, dilation = pad(x, geometry.padding), geometry.stride, geometry.dilation
+    patches = _patches(x, weight.shape[2:], stride, dilation)
+    batch, out = x.shape[0], patches.shape[2 : 2 + axes]
+    columns = patches.reshape(batch, groups, x.shape[1] // groups, math.prod(out), -1)
+    columns = columns.transpose(2, 3).flatten(3)
+    rows = weight.reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
+    acc = (columns @ rows).transpose(2, 3).reshape(batch, weight.shape[0], *out)
+    return acc if bias is None else acc + bias.view(-1, *[1] * axes)
+
+
+# -- sums of products --------------------------------------------------------------------------------------------------
+
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""``(x, weight, bias) -> acc`` in the dtype of its arguments."""
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    """``sat32(product(x, weight) + bias)`` by the first route that is proven exact.
+
+    ``weight`` is ``[O, I, ...]`` and ``x`` has I on axis ``channel_axis``. The result is float32 on the route "float32" and
+    float64 otherwise. ``bound`` is the largest absolute accumulator.
+    """
+
+    route: Route
+    bound: int
+    product: Product
+    weight: Tensor
+    bias: Tensor
+    channel_axis: int = 1
+    splits: tuple[int, ...] = ()
+
+    @classmethod
+    def plan(
+        cls, weight: Tensor, bias: Tensor, largest: int, product: Product, channel_axis: int, splittable: bool
+    ) -> Accumulator:
+        """Choose the route for input codes with ``|x| <= largest``."""
+        magnitude = weight.to(torch.int64).abs()
+        sums = magnitude.flatten(1).sum(1)
+        bound = int((sums * largest + bias.to(torch.int64).abs()).max())
+        if bound < EXACT_FLOAT32:
+            return cls("float32", bound, product, weight.float(), bias.float(), channel_axis)
+        if splittable and (splits := _splits(magnitude, largest)):
+            return cls("float32-split", bound, product, weight.float(), bias.double(), channel_axis, splits)
+        if bound >= EXACT_FLOAT64:
+            raise ProgramError(
+                "QAT176", "accumulator", f"may reach {bound}, beyond 2^53", "Reduce the number of input channels"
+            )
+        return cls("float64", bound, product, weight.double(), bias.double(), channel_axis)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.route == "float32":
+            return self.product(x.float(), self.weight, self.bias)
+        if self.route == "float64":
+            acc = self.product(x.double(), self.weight, self.bias)
+        else:
+            parts = x.float().split(self.splits, self.channel_axis)
+            weights = self.weight.split(self.splits, 1)
+            shape = [1] * x.dim()
+            shape[self.channel_axis] = -1
+            acc = self.bias.view(shape) + self.product(parts[0], weights[0], None)
+            for part, weight in zip(parts[1:], weights[1:], strict=True):
+                acc += self.product(part, weight, None)
+        return acc.clamp_(*INT32) if self.bound > INT32[1] else acc
+
+
+def _splits(magnitude: Tensor, largest: int, at_most: int = 8) -> tuple[int, ...]:
+    """Sizes of input-channel chunks whose sums stay exact in float32; empty if ``at_most`` chunks do not do."""
+    per_channel = magnitude.flatten(2).sum(2) if magnitude.dim() > 2 else magnitude
+    running, sizes, size = torch.zeros_like(per_channel[:, 0]), [], 0
+    for channel in range(per_channel.shape[1]):
+        grown = running + per_channel[:, channel]
+        if int(grown.max()) * largest >= EXACT_FLOAT32:
+            if size == 0 or len(sizes) + 2 > at_most:
+                return ()
+            sizes.append(size)
+            grown, size = per_channel[:, channel], 0
+            if int(grown.max()) * largest >= EXACT_FLOAT32:
+                return ()
+        running, size = grown, size + 1
+    return (*sizes, size)
+
+
+# -- requantization ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Requantizer:
+    """``clamp(rne(sum(term_i * M_i) / 2^n), lo, hi)`` for one or two terms.
+
+    Multipliers broadcast against the terms. With every term below 2^24 the work is done in float32 and only elements next
+    to a half are evaluated again in float64; see section 6 of ``docs/numerics.md`` for why that is exact.
+    """
+
+    exact: tuple[Tensor, ...]
+    fast: tuple[Tensor, ...]
+    near: float
+    lo: int
+    hi: int
+    identity: bool
+
+    @classmethod
+    def plan(
+        cls, multipliers: Sequence[Tensor], shift: Tensor, bounds: Sequence[int], lo: int, hi: int
+    ) -> Requantizer:
+        """``bounds`` are the largest absolute values of the terms; ``multipliers`` and ``shift`` integer tensors."""
+        power = torch.pow(2.0, -shift.double())
+        exact = tuple(m.double() * power for m in multipliers)
+        products = [bound * float(m.max()) for bound, m in zip(bounds, exact, strict=True)]
+        # One rounding cannot carry a product across a half, only onto it. A sum of two rounded products is off by at most
+        # three roundings of 2^-24, relative to their magnitudes.
+        near = 0.0 if len(exact) == 1 else 3 * sum(products) * 2.0**-24
+        fast = max(bounds) < EXACT_FLOAT32 and near < 0.01
+        identity = len(exact) == 1 and bool((exact[0] == 1).all()) and lo <= -bounds[0] and hi >= bounds[0]
+        return cls(exact, tuple(m.float() for m in exact) if fast else (), near, lo, hi, identity)
+
+    def __call__(self, *terms: Tensor, reuse: bool = False) -> Tensor:
+        """Codes in float32. Terms have the same number of axes. ``reuse`` lets the first term be overwritten."""
+        if self.identity:
+            return terms[0].float()
+        if not self.fast:
+            return self._exact(terms).float()
+        shape = torch.broadcast_shapes(*(t.shape for t in terms))
+        out = terms[0] if reuse else torch.empty_like(terms[0].expand(shape))
+        rows = max(1, _CHUNK // max(1, out[0].numel())) if out.numel() > _CHUNK else out.shape[0]
+        for start in range(0, out.shape[0], rows):
+            part = slice(start, start + rows)
+            self._fast([t[part] if t.shape[0] == shape[0] else t for t in terms], out[part])
+        return out
+
+    def _fast(self, terms: list[Tensor], out: Tensor) -> None:
+        product = terms[0] * self.fast[0]
+        if len(terms) == 2:
+            product.addcmul_(terms[1], self.fast[1])
+        rounded = product.round()
+        low, high = torch.aminmax(product.sub_(rounded))
+        if max(-float(low), float(high)) >= 0.5 - self.near:
+            at = (product.abs_() >= 0.5 - self.near).nonzero(as_tuple=True)
+            rounded[at] = self._sum_exactly([t.expand_as(out)[at] for t in terms], at, out).float()
+        torch.clamp(rounded, self.lo, self.hi, out=out)
+
+    def _sum_exactly(self, picked: list[Tensor], at: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        factors = [m.expand_as(out)[at] for m in self.exact]
+        return torch.stack([t.double() * m for t, m in zip(picked, factors, strict=True)]).sum(0).round()
+
+    def _exact(self, terms: Sequence[Tensor]) -> Tensor:
+        total = terms[0].double() * self.exact[0]
+        if len(terms) == 2:
+            total = total + terms[1].double() * self.exact[1]
+        return total.round_().clamp_(self.lo, self.hi)

@@ -1,0 +1,168 @@
+"""What an operator is, and the registry of all operators.
+
+An operator file sits on both sides of the Program: it recognises calls in a trace and computes them in float (left),
+lowers them to Program ops, and gives those ops an integer kernel and a cost (right). Subclassing :class:`Operator` in a
+file of this folder is all the registration there is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from qatlib.errors import GraphError
+from qatlib.program import Op, Program, Value
+from qatlib.qtype import limits
+
+if TYPE_CHECKING:
+    from qatlib.lowering import Lowering
+
+Attrs = Mapping[str, Any]
+Params = Mapping[str, Tensor]
+Range = tuple[int, int]
+Kernel = Callable[..., Tensor]
+"""Integer kernel: input codes in (as float32 or float64 tensors of integers, or float32 reals), output codes out."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call seen in a trace.
+
+    ``args`` and ``kwargs`` hold :class:`Ref` for tensors computed in the graph and plain values or parameters otherwise.
+    ``module`` is the called module, or None for a function or method.
+    """
+
+    where: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    module: nn.Module | None = None
+    function: Any = None
+    """The called function, or the name of the called method."""
+    out_shape: tuple[int, ...] = ()
+    """Shape of the result, -1 for the batch."""
+
+    def bind(self, *names: str, **defaults: Any) -> dict[str, Any]:
+        """Arguments by name, ``names`` in positional order; missing ones come from ``defaults``."""
+        bound: dict[str, Any] = dict(defaults)
+        bound.update(zip(names, self.args, strict=False))
+        bound.update({key: value for key, value in self.kwargs.items() if key in names})
+        return bound
+
+    def refuse(self, seen: str, fix: str) -> GraphError:
+        """The error for a variant of the operator that is not supported."""
+        return GraphError("QAT134", self.where, seen, fix)
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A tensor computed in the graph, by name of the node that makes it, with its shape (-1 for the batch)."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What an operator makes of a :class:`Call`: tensor inputs, plain attributes, float parameters."""
+
+    inputs: tuple[Ref, ...]
+    attrs: dict[str, Any] = field(default_factory=dict)
+    params: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work of one Program op for one sample.
+
+    ``macs`` multiply-accumulates, ``vector_ops`` elementwise operations, bytes read from weights and moved for activations.
+    """
+
+    macs: int = 0
+    vector_ops: int = 0
+    weight_bytes: int = 0
+    input_bytes: int = 0
+    output_bytes: int = 0
+
+
+class Operator(ABC):
+    """One kind of computation. Subclasses are stateless; the class itself is never instantiated by users."""
+
+    name: ClassVar[str]
+    """Name in graphs, and the ``kind`` of its Program ops unless :attr:`kinds` says otherwise."""
+    kinds: ClassVar[tuple[str, ...]] = ()
+    """Kinds of Program ops whose kernel and cost live here; defaults to ``(name,)``."""
+    modules: ClassVar[tuple[type[nn.Module], ...]] = ()
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = ()
+    methods: ClassVar[tuple[str, ...]] = ()
+    keeps_scale: ClassVar[bool] = False
+    """True if the output has the format of the first input: bits are moved or clamped, never rescaled."""
+    takes_clamp: ClassVar[bool] = False
+    """True if a relu after it can be its output clamp (attribute ``clamp``)."""
+
+    # -- left of the Program -------------------------------------------------------------------------------------
+
+    def trace(self, call: Call) -> Traced:
+        """Normalize a call; raise GraphError (QAT134) for an unsupported variant."""
+        raise NotImplementedError(f"{type(self).__name__} is never called by a model")
+
+    @abstractmethod
+    def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:
+        """The operator in float."""
+
+    def lower(self, low: Lowering) -> None:
+        """Emit the Program op(s) of one node; see :class:`qatlib.lowering.Lowering`."""
+        raise NotImplementedError(f"{type(self).__name__} has no Program form")
+
+    # -- right of the Program ------------------------------------------------------------------------------------
+
+    def kernel(self, op: Op, program: Program, ranges: Sequence[Range]) -> Kernel:
+        """Prepare constants and choose an exact route; ``ranges`` are the proven code ranges of the inputs."""
+        raise NotImplementedError(f"{type(self).__name__} has no integer kernel")
+
+    def out_range(self, op: Op, value: Value, ranges: Sequence[Range]) -> Range:
+        """Proven range of the output codes."""
+        if "lo" in op.attrs:
+            return int(op.attrs["lo"]), int(op.attrs["hi"])
+        if self.keeps_scale:
+            return ranges[0]
+        return limits(value.qtype.dtype)
+
+    def cost(self, op: Op, program: Program) -> Cost:
+        """Work for one sample. The default is one vector operation per output element."""
+        out = program.values[op.output]
+        return Cost(
+            vector_ops=out.elements(),
+            weight_bytes=sum(program.constants[key].nbytes for key in op.consts.values()),
+            input_bytes=sum(value.bytes() for value in program.in_values(op)),
+            output_bytes=out.bytes(),
+        )
+
+    # -- registry ------------------------------------------------------------------------------------------------
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if not hasattr(cls, "name"):
+            return
+        instance = cls()
+        for table, keys in (
+            (BY_NAME, (cls.name,)),
+            (BY_KIND, cls.kinds or (cls.name,)),
+            (BY_MODULE, cls.modules),
+            (BY_FUNCTION, cls.functions),
+            (BY_METHOD, cls.methods),
+        ):
+            for key in keys:
+                if key in table:  # type: ignore[operator]
+                    raise TypeError(f"{key!r} is claimed by {table[key]!r} and {instance!r}")  # type: ignore[index]
+                table[key] = instance  # type: ignore[index]
+
+
+BY_NAME: dict[str, Operator] = {}
+BY_KIND: dict[str, Operator] = {}
+BY_MODULE: dict[type[nn.Module], Operator] = {}
+BY_FUNCTION: dict[Callable[..., Any], Operator] = {}
+BY_METHOD: dict[str, Operator] = {}

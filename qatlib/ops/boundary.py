@@ -1,0 +1,83 @@
+"""Where real numbers become codes and codes become real numbers: quantize, dequantize and the stubs users place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from qatlib.errors import ProgramError
+from qatlib.fake.stubs import DeQuantStub, QuantStub
+from qatlib.ops.base import Attrs, Call, Kernel, Operator, Params, Range, Ref, Traced
+from qatlib.program import Op, Program
+
+if TYPE_CHECKING:
+    from qatlib.lowering import Lowering
+
+
+def quantize(x: Tensor, scale: float, lo: int, hi: int) -> Tensor:
+    """Section 2: codes of ``x`` in float32. The divisor is a tensor: CUDA multiplies by the reciprocal of a number."""
+    return (x / torch.tensor(scale, dtype=torch.float32, device=x.device)).round_().clamp_(lo, hi)
+
+
+def _one_ref(call: Call) -> Ref:
+    x = call.args[0]
+    if not isinstance(x, Ref):
+        raise call.refuse("stub around a constant", "Place the stub around an activation")
+    return x
+
+
+class Quantize(Operator):
+    name = "quantize"
+    modules = (QuantStub,)
+
+    def trace(self, call: Call) -> Traced:
+        assert isinstance(call.module, QuantStub)
+        attrs = {} if call.module.scale is None else {"scale": float(call.module.scale)}
+        return Traced((_one_ref(call),), attrs)
+
+    def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:
+        return inputs[0]
+
+    def lower(self, low: Lowering) -> None:
+        low.emit(self.name, {})
+
+    def kernel(self, op: Op, program: Program, ranges: Sequence[Range]) -> Kernel:
+        qtype = program.values[op.output].qtype
+        assert qtype.scale is not None
+        scale, (lo, hi) = qtype.scale, qtype.limits
+
+        def run(x: Tensor) -> Tensor:
+            codes = quantize(x, scale, lo, hi)
+            if bool(codes.isnan().any()):
+                raise ProgramError(
+                    "QAT181",
+                    op.inputs[0],
+                    f"holds {int(x.isnan().sum())} NaN of {x.numel()} elements",
+                    "Clean the input: integers have no NaN",
+                )
+            return codes
+
+        return run
+
+
+class Dequantize(Operator):
+    name = "dequantize"
+    modules = (DeQuantStub,)
+
+    def trace(self, call: Call) -> Traced:
+        return Traced((_one_ref(call),))
+
+    def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:
+        return inputs[0]
+
+    def kernel(self, op: Op, program: Program, ranges: Sequence[Range]) -> Kernel:
+        (x,) = program.in_values(op)
+        if "scale" in op.consts:
+            scales = program.constant(op, "scale").double()
+            return lambda acc: (acc.double() * scales).float()
+        assert x.qtype.scale is not None
+        scale = torch.tensor(x.qtype.scale, dtype=torch.float32, device=program.device)
+        return lambda codes: codes * scale

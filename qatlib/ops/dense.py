@@ -1,0 +1,119 @@
+"""What convolution and linear share: weights, bias, an exact accumulator, an optional addend, a requantized output."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qatlib.integer import INT32, Accumulator, Product, Requantizer, factors
+from qatlib.ops.base import Attrs, Call, Cost, Kernel, Operator, Params, Range, Ref, Traced
+from qatlib.ops.clamp import apply_clamp
+from qatlib.program import Op, Program
+
+if TYPE_CHECKING:
+    from qatlib.lowering import Lowering
+
+
+class Dense(Operator):
+    """An operator whose output channels are sums of weight times input, plus bias."""
+
+    takes_clamp = True
+    channel_axis: int
+    """Axis of the input and output that holds channels: 1, or -1 for linear."""
+
+    @abstractmethod
+    def geometry_attrs(self, attrs: Attrs) -> dict[str, Any]:
+        """The attributes that the Program op keeps."""
+
+    @abstractmethod
+    def product(self, op: Op) -> Product:
+        """The exact sum of products for one Program op."""
+
+    @abstractmethod
+    def float_product(self, attrs: Attrs, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The sum of products in float."""
+
+    @abstractmethod
+    def over_channels(self, vector: Tensor, axes: int) -> Tensor:
+        """Shape ``[O]`` so that it broadcasts over an output with ``axes`` axes."""
+
+    def weighted(self, call: Call, x: Any, weight: Any, bias: Any, attrs: dict[str, Any]) -> Traced:
+        """Check that the weights are constants and the input is not."""
+        if isinstance(weight, Ref) or isinstance(bias, Ref):
+            raise call.refuse(
+                f"{self.name} takes weights computed in the model; only parameters and buffers can be quantized once",
+                "Keep the weights as parameters of a module",
+            )
+        if not isinstance(x, Ref):
+            raise call.refuse(f"{self.name} of a constant", "Compute the constant once, in __init__")
+        if bias is None:
+            bias = torch.zeros_like(weight.detach().flatten(1)[:, 0])
+        return Traced((x,), attrs, {"weight": weight, "bias": bias})
+
+    def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:
+        out = self.float_product(attrs, inputs[0], params["weight"], params["bias"])
+        if len(inputs) == 2:
+            out = out + inputs[1]
+        return apply_clamp(out, attrs.get("clamp"))
+
+    # -- lowering ------------------------------------------------------------------------------------------------
+
+    def lower(self, low: Lowering) -> None:
+        codes, weight_scale = low.weight()
+        input_scale = low.input_scale(0)
+        acc_scale = input_scale * weight_scale
+        bias = np.clip(np.rint(low.params["bias"].detach().cpu().double().numpy() / acc_scale), *INT32)
+        attrs = self.geometry_attrs(low.attrs)
+        consts = {"weight": codes, "bias": torch.from_numpy(bias.astype(np.int32))}
+        sums = codes.to(torch.int64).abs().flatten(1).sum(1) * low.largest(0)
+        attrs["acc_bound"] = int((sums + consts["bias"].to(torch.int64).abs()).max())
+        if low.out.dtype == "int32":
+            scale = torch.from_numpy(acc_scale.astype(np.float32))
+            low.emit(self.name, attrs, consts, accumulator_scale=self.over_channels(scale, len(low.node.shape)))
+            return
+        attrs["lo"], attrs["hi"] = low.output_clamp()
+        ratios = [acc_scale / low.output_scale]
+        if len(low.inputs) == 2:
+            ratios.append(np.full_like(acc_scale, low.input_scale(1) / low.output_scale))
+        solved = [factors(pair, low.bits, low.name) for pair in zip(*(r.tolist() for r in ratios), strict=True)]
+        columns = list(zip(*(multipliers for multipliers, _ in solved), strict=True))
+        for role, column in zip(("multiplier", "addend_multiplier"), columns, strict=False):
+            consts[role] = torch.tensor(column, dtype=torch.int32)
+        consts["shift"] = torch.tensor([shift for _, shift in solved], dtype=torch.int32)
+        low.emit(self.name, attrs, consts)
+
+    # -- integer -------------------------------------------------------------------------------------------------
+
+    def kernel(self, op: Op, program: Program, ranges: Sequence[Range]) -> Kernel:
+        weight, bias = program.constant(op, "weight"), program.constant(op, "bias")
+        splittable = op.attrs.get("groups", 1) == 1
+        largest = max(-ranges[0][0], ranges[0][1])
+        acc = Accumulator.plan(weight, bias, largest, self.product(op), self.channel_axis, splittable)
+        if "multiplier" not in op.consts:
+            return acc
+        axes = len(program.values[op.output].shape)
+        roles = [role for role in ("multiplier", "addend_multiplier") if role in op.consts]
+        requantize = Requantizer.plan(
+            [self.over_channels(program.constant(op, role), axes) for role in roles],
+            self.over_channels(program.constant(op, "shift"), axes),
+            [min(acc.bound, 2**31), *(max(-lo, hi) for lo, hi in ranges[1:])],
+            op.attrs["lo"],
+            op.attrs["hi"],
+        )
+
+        def run(x: Tensor, *addend: Tensor) -> Tensor:
+            return requantize(acc(x), *addend, reuse=True)
+
+        run.route = acc.route  # type: ignore[attr-defined]
+        return run
+
+    def cost(self, op: Op, program: Program) -> Cost:
+        base = super().cost(op, program)
+        macs = program.values[op.output].elements() * program.constant(op, "weight")[0].numel()
+        vector = base.vector_ops if len(op.inputs) == 2 else 0
+        return Cost(macs, vector, base.weight_bytes, base.input_bytes, base.output_bytes)

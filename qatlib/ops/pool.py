@@ -1,0 +1,244 @@
+"""Max, average and adaptive average pooling over 1, 2 or 3 spatial axes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qatlib.integer import EXACT_FLOAT32, Requantizer, factor, pad
+from qatlib.ops.base import Attrs, Call, Cost, Kernel, Operator, Params, Range, Ref, Traced
+from qatlib.ops.conv import spread
+from qatlib.program import Op, Program
+
+if TYPE_CHECKING:
+    from qatlib.lowering import Lowering
+
+
+def _window(call: Call, found: dict[str, Any]) -> dict[str, Any]:
+    """Kernel, stride, dilation and padding per axis; ceil mode becomes padding after the last element."""
+    x = found["input"]
+    if not isinstance(x, Ref):
+        raise call.refuse("pooling of a constant", "Pool the constant once, in __init__")
+    axes = len(x.shape) - 2
+    kernel = spread(found["kernel_size"], axes)
+    stride = spread(found["stride"] if found.get("stride") not in (None, ()) else kernel, axes)
+    dilation = spread(found.get("dilation", 1), axes)
+    pairs = []
+    for axis, before in enumerate(spread(found["padding"], axes)):
+        reach = (call.out_shape[2 + axis] - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
+        pairs.append([before, max(before, reach - x.shape[2 + axis] - before)])
+    return {"kernel": kernel, "stride": stride, "padding": pairs, "dilation": dilation}
+
+
+def _settings(call: Call, *names: str, **defaults: Any) -> dict[str, Any]:
+    """Arguments of a functional call, or the attributes of the same names of a module."""
+    found = call.bind("input", *names, **defaults)
+    if call.module is not None:
+        found |= {name: getattr(call.module, name, defaults.get(name)) for name in names}
+    return found
+
+
+def _uniform(sizes: Sequence[int], outs: Sequence[int]) -> bool:
+    return all(size % out == 0 for size, out in zip(sizes, outs, strict=True))
+
+
+class MaxPool(Operator):
+    name = "max_pool"
+    modules = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+    functions = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+    keeps_scale = True
+
+    def trace(self, call: Call) -> Traced:
+        if type(call.module).__name__.startswith("Adaptive"):
+            found = _adaptive(call)
+            if not _uniform(found["sizes"], found["outs"]):
+                raise call.refuse("adaptive max pooling with windows of unequal size", "Use a divisor of the input size")
+            kernel = [size // out for size, out in zip(found["sizes"], found["outs"], strict=True)]
+            found |= {"kernel_size": kernel, "stride": kernel, "padding": 0}
+        else:
+            found = _settings(
+                call, "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices",
+                stride=None, padding=0, dilation=1,
+            )  # fmt: skip
+        if found.get("return_indices"):
+            raise call.refuse("max pooling that returns indices", "Pool without return_indices")
+        return Traced((found["input"],), _window(call, found))
+
+    def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:
+        axes = len(attrs["kernel"])
+        pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[axes - 1]
+        x, padding = inputs[0], [before for before, _ in attrs["padding"]]
+        fits = all(b == a and 2 * b <= k for (b, a), k in zip(attrs["padding"], attrs["kernel"], strict=True))
+        if not fits:
+            x, padding = pad(x, attrs["padding"], -math.inf), [0] * axes
+        return pool(x, attrs["kernel"], attrs["stride"], padding, attrs["dilation"])
+
+    def lower(self, low: Lowering) -> None:
+        low.emit(self.name, dict(low.attrs))
+
+    def kernel(self, op: Op, program: Program, ranges: Sequence[Range]) -> Kernel:
+        return lambda x: self.forward(op.attrs, {}, x)
+
+    def cost(self, op: Op, program: Program) -> Cost:
+        return _pool_cost(super().cost(op, program), op)
+
+
+def _pool_cost(base: Cost, op: Op) -> Cost:
+    taps = math.prod(op.attrs["kernel"])
+    return Cost(0, base.vector_ops * taps, base.weight_bytes, base.input_bytes, base.output_bytes)
+
+
+def _requantized_mean(low: Lowering, kind: str, attrs: dict[str, Any], divisors: Tensor) -> None:
+    """Emit a pool whose sum is divided by ``divisors``: one number, or one per output position."""
+    if bool((divisors == divisors.flatten()[0]).all()):
+        divisors = divisors.flatten()[:1]
+    ratio = low.input_scale(0) / low.output_scale
+    solved = [factor(ratio / count, low.bits, low.name) for count in divisors.flatten().tolist()]
+    attrs["lo"], attrs["hi"] = low.output_clamp()
+    consts = {
+        "multiplier": torch.tensor([m for m, _ in solved], dtype=torch.int32).view(divisors.shape),
+        "shift": torch.tensor([n for _, n in solved], dtype=torch.int32).view(divisors.shape),
+    }
+    low.emit(kind, attrs, consts)
+
+
+def _outer(counts: Sequence[Sequence[int]]) -> Tensor:
+    """Product of one count per axis, for every output position."""
+    total = torch.ones((), dtype=torch.int64)
+    for axis in counts:
+        total = total.unsqueeze(-1) * torch.tensor(axis)
+    return total
+
+
+def _mean_kernel(op: Op, program: Program, bound: int) -> Requantizer:
+    return Requantizer.plan(
+        [program.constant(op, "multiplier")], program.constant(op, "shift"), [bound], op.attrs["lo"], op.attrs["hi"]
+    )
+
+
+class AvgPool(Operator):
+    name = "avg_pool"
+    modules = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+    functions = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+
+    def trace(self, call: Call) -> Traced:
+        found = _settings(
+            call, "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override",
+            stride=None, padding=0, count_include_pad=True, divisor_override=None,
+        )  # fmt: skip
+        attrs = _window(call, found)
+        del attrs["dilation"]
+        x: Ref = found["input"]
+        axes = range(len(attrs["kernel"]))
+        before = spread(found["padding"], len(attrs["kernel"]))
+        inner = bool(found["count_include_pad"])
+        counts = [
+            [
+                self._taps(position * attrs["stride"][axis] - before[axis], attrs["kernel"][axis], x.shape[2 + axis],
+                           before[axis] if inner else 0)
+                for position in range(call.out_shape[2 + axis])
+            ]
+            for axis in axes
+        ]  # fmt: skip
+        if found["divisor_override"]:
+            counts = [[int(found["divisor_override"]) if axis == 0 else 1 for _ in row] for axis, row in enumerate(counts)]
+        return Traced((x,), {**attrs, "counts": counts})
+
+    @staticmethod
+    def _taps(start: int, kernel: int, size: int, counted: int) -> int:
+        """Elements of one window that the mean divides by; ``counted`` is how far padding counts as elements."""
+        return min(start + kernel, size + counted) - max(start, -counted)
+
+    def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:
+        return self._sum(attrs, inputs[0]) / _outer(attrs["counts"]).to(inputs[0])
+
+    @staticmethod
+    def _sum(attrs: Attrs, x: Tensor) -> Tensor:
+        kernel, stride = attrs["kernel"], attrs["stride"]
+        x = pad(x, attrs["padding"])
+        if list(x.shape[2:]) == kernel:
+            return x.sum(list(range(2, x.dim())), keepdim=True)
+        if len(kernel) == 1:
+            return F.avg_pool2d(x.unsqueeze(2), [1, *kernel], [1, *stride], divisor_override=1).squeeze(2)
+        pool = F.avg_pool2d if len(kernel) == 2 else F.avg_pool3d
+        return pool(x, kernel, stride, divisor_override=1)
+
+    def lower(self, low: Lowering) -> None:
+        attrs = {key: low.attrs[key] for key in ("kernel", "stride", "padding")}
+        _requantized_mean(low, self.name, attrs, _outer(low.attrs["counts"]))
+
+    def kernel(self, op: Op, program: Program, ranges: Sequence[Range]) -> Kernel:
+        bound = math.prod(op.attrs["kernel"]) * max(-ranges[0][0], ranges[0][1])
+        requantize = _mean_kernel(op, program, bound)
+        carrier = torch.float32 if bound < EXACT_FLOAT32 else torch.float64
+        return lambda x: requantize(self._sum(op.attrs, x.to(carrier)), reuse=True)
+
+    def cost(self, op: Op, program: Program) -> Cost:
+        return _pool_cost(super().cost(op, program), op)
+
+
+def _adaptive(call: Call) -> dict[str, Any]:
+    found = _settings(call, "output_size")
+    if not isinstance(found["input"], Ref):
+        raise call.refuse("pooling of a constant", "Pool the constant once, in __init__")
+    return {"input": found["input"], "sizes": list(found["input"].shape[2:]), "outs": list(call.out_shape[2:])}
+
+
+def windows(size: int, out: int) -> list[tuple[int, int]]:
+    """Windows of adaptive pooling along one axis, as torch defines them."""
+    return [(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
+
+
+class AdaptiveAvgPool(Operator):
+    """Windows of equal size become an ``avg_pool``; unequal ones are summed one by one."""
+
+    name = "adaptive_avg_pool"
+    modules = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+    functions = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+
+    def trace(self, call: Call) -> Traced:
+        found = _adaptive(call)
+        return Traced((found["input"],), {"sizes": found["sizes"], "output_size": found["outs"]})
+
+    def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:
+        pool = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(attrs["sizes"]) - 1]
+        return pool(inputs[0], attrs["output_size"])
+
+    def lower(self, low: Lowering) -> None:
+        sizes, outs = low.attrs["sizes"], low.attrs["output_size"]
+        if _uniform(sizes, outs):
+            kernel = [size // out for size, out in zip(sizes, outs, strict=True)]
+            attrs = {"kernel": kernel, "stride": kernel, "padding": [[0, 0] for _ in kernel]}
+            _requantized_mean(low, AvgPool.name, attrs, torch.tensor([math.prod(kernel)]))
+            return
+        counts = [[stop - start for start, stop in windows(s, o)] for s, o in zip(sizes, outs, strict=True)]
+        _requantized_mean(low, self.name, {"output_size": outs}, _outer(counts))
+
+    def kernel(self, op: Op, program: Program, ranges: Sequence[Range]) -> Kernel:
+        (x,) = program.in_values(op)
+        cuts = [windows(size, out) for size, out in zip(x.shape[2:], op.attrs["output_size"], strict=True)]
+        taps = math.prod(max(stop - start for start, stop in axis) for axis in cuts)
+        bound = taps * max(-ranges[0][0], ranges[0][1])
+        requantize = _mean_kernel(op, program, bound)
+        carrier = torch.float32 if bound < EXACT_FLOAT32 else torch.float64
+        axes = list(range(2, 2 + len(cuts)))
+
+        def run(x: Tensor) -> Tensor:
+            x = x.to(carrier)
+            sums = [
+                x[(..., *(slice(*window) for window in position))].sum(axes) for position in itertools.product(*cuts)
+            ]
+            acc = torch.stack(sums, -1).reshape(*x.shape[:2], *op.attrs["output_size"])
+            return requantize(acc, reuse=True)
+
+        return run
+
+    def cost(self, op: Op, program: Program) -> Cost:
+        base = super().cost(op, program)
+        return Cost(0, program.in_values(op)[0].elements(), base.weight_bytes, base.input_bytes, base.output_bytes)

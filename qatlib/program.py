@@ -1,0 +1,256 @@
+"""The Program: an integer-only network as data.
+
+A short list of operators in execution order (SSA: each value is written once), the format of each value, and the
+constants. It is saved as ``program.json`` and ``constants.safetensors`` and needs no model source to load, verify, run
+or compile. What each operator computes is section 4 of ``docs/numerics.md``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.utils._pytree import tree_unflatten, treespec_loads
+
+from qatlib.atomic import atomic_folder
+from qatlib.errors import ProgramError
+from qatlib.qtype import QType
+
+SCHEMA = 1
+"""Version of the file format; a Program of another version is refused."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """One tensor of the Program. ``shape`` has -1 where the batch size goes."""
+
+    name: str
+    shape: tuple[int, ...]
+    qtype: QType
+
+    def elements(self, batch: int = 1) -> int:
+        """Number of elements for a batch of ``batch``."""
+        count = 1
+        for size in self.shape:
+            count *= batch if size == -1 else size
+        return count
+
+    def bytes(self, batch: int = 1) -> int:
+        return self.elements(batch) * self.qtype.bytes
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator: reads ``inputs``, writes ``output``.
+
+    ``attrs`` is plain JSON data. ``consts`` maps a role ("weight", "bias", "multiplier", "shift", …) to the key of a
+    constant. ``module`` is the qualified name in the user's model and ``origin`` the types fused into this op, for people.
+    """
+
+    kind: str
+    output: str
+    inputs: tuple[str, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    consts: Mapping[str, str] = field(default_factory=dict)
+    module: str = ""
+    origin: str = ""
+
+    @property
+    def name(self) -> str:
+        """An op is named after the value it writes."""
+        return self.output
+
+
+@dataclass(frozen=True)
+class Program:
+    """Integer network. ``inputs`` and ``outputs`` are names of values; ``meta`` is JSON data about where it came from."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    ops: tuple[Op, ...]
+    values: Mapping[str, Value]
+    constants: Mapping[str, Tensor]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the constants are."""
+        return next((tensor.device for tensor in self.constants.values()), torch.device("cpu"))
+
+    def to(self, device: str | torch.device) -> Program:
+        """The same Program with its constants on ``device``."""
+        return replace(self, constants={key: tensor.to(device) for key, tensor in self.constants.items()})
+
+    def constant(self, op: Op, role: str) -> Tensor:
+        return self.constants[op.consts[role]]
+
+    def in_values(self, op: Op) -> tuple[Value, ...]:
+        return tuple(self.values[name] for name in op.inputs)
+
+    def producer(self, value: str) -> Op | None:
+        """The op that writes ``value``, or None for an input of the Program."""
+        return next((op for op in self.ops if op.output == value), None)
+
+    def nest(self, outputs: Sequence[Tensor]) -> Any:
+        """Outputs in the order of :attr:`outputs`, nested as the model returned them."""
+        structure = self.meta.get("output_structure")
+        return tuple(outputs) if structure is None else tree_unflatten(list(outputs), treespec_loads(structure))
+
+    def islands(self) -> tuple[Op, ...]:
+        """Ops that run in float: what ``hybrid`` and ``preserve`` left behind."""
+        return tuple(op for op in self.ops if op.kind == "float_op")
+
+    def __iter__(self) -> Iterator[Op]:
+        return iter(self.ops)
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``program.json`` and ``constants.safetensors`` into ``folder``, which appears whole or not at all."""
+        verify(self)
+        blob = save({key: tensor.contiguous().cpu() for key, tensor in sorted(self.constants.items())})
+        document = {
+            "schema": SCHEMA,
+            "constants_sha256": hashlib.sha256(blob).hexdigest(),
+            "meta": dict(self.meta),
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            "values": [
+                {"name": v.name, "shape": v.shape, "dtype": v.qtype.dtype, "scale": v.qtype.scale}
+                for v in self.values.values()
+            ],
+            "ops": [
+                {
+                    "kind": op.kind,
+                    "output": op.output,
+                    "inputs": op.inputs,
+                    "attrs": dict(op.attrs),
+                    "consts": dict(op.consts),
+                    "module": op.module,
+                    "origin": op.origin,
+                }
+                for op in self.ops
+            ],
+        }
+        with atomic_folder(folder) as target:
+            (target / "program.json").write_text(json.dumps(document, indent=1) + "\n")
+            (target / "constants.safetensors").write_bytes(blob)
+
+    @staticmethod
+    def load(folder: str | Path) -> Program:
+        """Read what :meth:`save` wrote; raise ProgramError for a missing, edited, truncated or foreign file."""
+        folder = Path(folder)
+        again = "Run the convert stage again"
+        try:
+            text = (folder / "program.json").read_text()
+            blob = (folder / "constants.safetensors").read_bytes()
+        except OSError as error:
+            missing = os.fspath(error.filename or folder)
+            raise ProgramError("QAT172", missing, f"cannot be read ({error.strerror})", again) from None
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ProgramError("QAT172", str(folder / "program.json"), f"is not JSON ({error})", again) from None
+        schema = raw.get("schema") if isinstance(raw, dict) else None
+        if schema != SCHEMA:
+            raise ProgramError(
+                "QAT173", str(folder), f"has schema {schema!r}; this version reads {SCHEMA}", "Convert the model again"
+            )
+        try:
+            document = _Document.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            at = ".".join(str(part) for part in first["loc"])
+            raise ProgramError("QAT172", f"{folder / 'program.json'} {at}", first["msg"], again) from None
+        if hashlib.sha256(blob).hexdigest() != document.constants_sha256:
+            raise ProgramError(
+                "QAT172",
+                str(folder / "constants.safetensors"),
+                "does not have the checksum that program.json names: truncated, edited or of another Program",
+                again,
+            )
+        program = Program(
+            inputs=tuple(document.inputs),
+            outputs=tuple(document.outputs),
+            ops=tuple(
+                Op(o.kind, o.output, tuple(o.inputs), o.attrs, o.consts, o.module, o.origin) for o in document.ops
+            ),
+            values={v.name: Value(v.name, tuple(v.shape), QType(v.dtype, v.scale)) for v in document.values},  # type: ignore[arg-type]
+            constants=load(blob),
+            meta=document.meta,
+        )
+        verify(program)
+        return program
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _ValueRecord(_Strict):
+    name: str
+    shape: list[int]
+    dtype: str
+    scale: float | None
+
+
+class _OpRecord(_Strict):
+    kind: str
+    output: str
+    inputs: list[str]
+    attrs: dict[str, Any]
+    consts: dict[str, str]
+    module: str
+    origin: str
+
+
+class _Document(_Strict):
+    version: int = Field(alias="schema")
+    constants_sha256: str
+    meta: dict[str, Any]
+    inputs: list[str]
+    outputs: list[str]
+    values: list[_ValueRecord]
+    ops: list[_OpRecord]
+
+
+def verify(program: Program) -> Program:
+    """Return ``program`` if it is well formed, else raise ProgramError at the first broken op."""
+
+    def broken(where: str, seen: str) -> ProgramError:
+        return ProgramError("QAT174", where, seen, "The Program was built or edited wrongly; convert it again")
+
+    written = set(program.inputs)
+    for name in written:
+        if name not in program.values:
+            raise broken(name, "input has no value record")
+    for op in program.ops:
+        for name in op.inputs:
+            if name not in written:
+                raise broken(op.name, f"reads {name!r} before anything writes it")
+        if op.output in written:
+            raise broken(op.name, "writes a value that is already written")
+        if op.output not in program.values:
+            raise broken(op.name, "output has no value record")
+        for role, key in op.consts.items():
+            if key not in program.constants:
+                raise broken(op.name, f"constant {role!r} ({key!r}) is missing")
+            if not torch.isfinite(program.constants[key].double()).all():
+                raise broken(op.name, f"constant {role!r} is not finite")
+        written.add(op.output)
+    for name in program.outputs:
+        if name not in written:
+            raise broken(name, "is an output that nothing writes")
+    for name, value in program.values.items():
+        if name != value.name or name not in written:
+            raise broken(name, "is a value that nothing writes, or has two names")
+    return program
