@@ -1,0 +1,214 @@
+"""FakeQuantModel: a graph whose every node is a module that computes in float and quantizes its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_unflatten
+
+from qatlib.errors import QConfigError, StateError
+from qatlib.fake.fake_quant import FakeQuantize, WeightFakeQuantize
+from qatlib.fake.qconfig import QConfig
+from qatlib.fake.state import FakeQuantState, StateCell
+from qatlib.graph.ir import INPUT, OPAQUE, Graph, Node
+from qatlib.ops.base import BY_NAME
+from qatlib.qtype import FLOAT, QType
+
+Visit = Callable[[Node, tuple[Tensor, ...], Tensor], None]
+
+
+class FakeOp(nn.Module):
+    """One node. ``activation_post_process`` quantizes its output, ``weight_fake_quant`` its weights; either may be None.
+
+    A hybrid op has neither and stays float. ``preserve_qat_mode`` keeps the op in this form after conversion.
+    """
+
+    def __init__(
+        self, node: Node, qconfig: QConfig | None, quantizes_output: bool, cell: StateCell, shared: dict[int, nn.Parameter]
+    ) -> None:
+        super().__init__()
+        self.node, self.qconfig = node, qconfig
+        self.preserve_qat_mode = False
+        self._cell = cell
+        for role, tensor in node.params.items():
+            if id(tensor) not in shared:
+                trainable = isinstance(tensor, nn.Parameter)
+                shared[id(tensor)] = nn.Parameter(tensor.detach().clone(), requires_grad=trainable)
+            self.register_parameter(role, shared[id(tensor)])
+        if node.callee is not None and isinstance(node.callee, nn.Module):
+            self.callee = node.callee
+        weighted = qconfig is not None and "weight" in node.params
+        self.weight_fake_quant = WeightFakeQuantize(qconfig.weight, cell, node.name) if qconfig and weighted else None
+        spec = qconfig.activation if qconfig and quantizes_output else None
+        self.activation_post_process = FakeQuantize(spec, cell, node.name) if spec else None
+
+    @property
+    def hybrid(self) -> bool:
+        """Whether the op stays float."""
+        return self.qconfig is None
+
+    def compute(self, *inputs: Tensor, quantized_weight: bool = False) -> Tensor:
+        """The op before its output is quantized."""
+        if self.node.op == OPAQUE:
+            assert self.node.callee is not None
+            result: Tensor = self.node.callee(*inputs)
+            return result
+        params: dict[str, Tensor] = {role: getattr(self, role) for role in self.node.params}
+        if self.weight_fake_quant is not None:
+            fake = self.weight_fake_quant
+            params["weight"] = (fake.quantized if quantized_weight else fake)(params["weight"])
+        return BY_NAME[self.node.op].forward(self.node.attrs, params, *inputs)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        out = self.compute(*inputs)
+        return out if self.activation_post_process is None else self.activation_post_process(out)
+
+    def extra_repr(self) -> str:
+        fused = f" [+ {' + '.join(self.node.absorbed)}]" if self.node.absorbed else ""
+        return f"{self.node.op}{fused}" + (", float" if self.hybrid else "")
+
+
+class FakeQuantModel(nn.Module):
+    """Runs its graph like the float model, inputs and outputs nested as there.
+
+    Its state is in the checkpoint (buffer ``state_code``), as is whether it was trained (``trained_code``).
+    """
+
+    state_code: Tensor
+    trained_code: Tensor
+
+    def __init__(self, graph: Graph, plan: Mapping[str, QConfig | None], quantizes_output: Mapping[str, bool]) -> None:
+        super().__init__()
+        self.graph = graph
+        self._cell = StateCell()
+        self._ops: dict[str, FakeOp] = {}
+        self.register_buffer("state_code", torch.tensor(0, dtype=torch.uint8))
+        self.register_buffer("trained_code", torch.tensor(0, dtype=torch.uint8))
+        self.register_load_state_dict_post_hook(_restore_state)
+        shared: dict[int, nn.Parameter] = {}
+        for node in graph.nodes:
+            if node.op != INPUT:
+                op = FakeOp(node, plan[node.name], quantizes_output[node.name], self._cell, shared)
+                self._ops[node.name] = op
+                self._place(node.name, op)
+
+    def _place(self, name: str, op: FakeOp) -> None:
+        """Register ``op`` under its dotted name, so that ``get_submodule`` and state dicts read like the user's model."""
+        *path, leaf = name.split(".")
+        owner: nn.Module = self
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        existing = owner._modules.get(leaf)
+        if existing is not None:
+            for child, module in existing._modules.items():
+                op.add_module(child, module)
+        owner.add_module(leaf, op)
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> FakeQuantState:
+        return self._cell.state
+
+    def set_state(self, state: FakeQuantState) -> None:
+        """The one place where the state changes; raises StateError (QAT150) for quantizing without scales."""
+        if state.quantizes:
+            missing = [name for name, op in self._ops.items() if (q := op.activation_post_process) and not q.calibrated]
+            if missing:
+                raise StateError(
+                    "QAT150",
+                    missing[0],
+                    f"{len(missing)} of {len(self._ops)} ops have no scale, so {state.name} cannot quantize",
+                    "Calibrate the model, or load a calibrated checkpoint, first",
+                )
+        self._cell.state = state
+        self.state_code.fill_(list(FakeQuantState).index(state))
+
+    @property
+    def trained(self) -> bool:
+        """Whether QAT moved the weights away from the float model's."""
+        return bool(self.trained_code)
+
+    def mark_trained(self) -> None:
+        self.trained_code.fill_(1)
+
+    # -- running -------------------------------------------------------------------------------------------------
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self._run(inputs, None)
+
+    def walk(self, *inputs: Tensor, visit: Visit) -> Any:
+        """Forward that calls ``visit(node, inputs, output)`` after every node."""
+        return self._run(inputs, visit)
+
+    def compute(self, name: str, *inputs: Tensor) -> Tensor:
+        """One node on given inputs, with its output quantized as the state says."""
+        result: Tensor = self._ops[name](*inputs)
+        return result
+
+    def _run(self, inputs: tuple[Tensor, ...], visit: Visit | None) -> Any:
+        names = self.graph.inputs
+        if len(inputs) != len(names):
+            raise QConfigError("QAT143", "inputs", f"got {len(inputs)} tensors for {list(names)}", "Pass one each")
+        values = dict(zip(names, inputs, strict=True))
+        for name, op in self._ops.items():
+            arguments = tuple(values[i] for i in op.node.inputs)
+            values[name] = op(*arguments)
+            if visit is not None:
+                visit(op.node, arguments, values[name])
+        return tree_unflatten([values[name] for name in self.graph.outputs], self.graph.structure)
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    def ops(self) -> Iterator[tuple[str, FakeOp]]:
+        """Every op by node name, in execution order."""
+        yield from self._ops.items()
+
+    def op(self, name: str) -> FakeOp:
+        return self._ops[name]
+
+    def qtype(self, name: str) -> QType:
+        """Format of a node's output: int8/int16 with its scale, or float."""
+        op = self._ops.get(name)
+        if op is None or op.hybrid:
+            return FLOAT
+        fake = op.activation_post_process
+        if fake is not None:
+            return QType(fake.spec.dtype, float(fake.scale))
+        operator = BY_NAME[op.node.op]
+        return self.qtype(op.node.inputs[0]) if operator.keeps_scale else FLOAT
+
+
+def _restore_state(model: nn.Module, _: Any) -> None:
+    assert isinstance(model, FakeQuantModel)
+    model._cell.state = list(FakeQuantState)[int(model.state_code)]
+
+
+def set_fake_quantize(model: FakeQuantModel, state: FakeQuantState) -> None:
+    """Put the whole model in ``state``. Call ``model.eval()`` or ``model.train()`` before it."""
+    model.set_state(state)
+
+
+def set_preserve_qat_mode(
+    model: FakeQuantModel, prefixes: tuple[str, ...] = (), types: tuple[type[nn.Module], ...] = (), value: bool = True
+) -> list[str]:
+    """Keep ops in fake-quant form after conversion: those under the named modules, or made from modules of the types.
+
+    Returns the names of the ops it changed; raises QConfigError (QAT144) for a prefix that matches none.
+    """
+    type_names = {f"{t.__module__}.{t.__qualname__}" for t in types}
+    changed = []
+    for prefix in prefixes:
+        if not any(name == prefix or name.startswith(prefix + ".") for name, _ in model.ops()):
+            raise QConfigError("QAT144", prefix, "no operator is under this name", "Use a name from print(model)")
+    for name, op in model.ops():
+        under = any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+        if under or op.node.module_type in type_names:
+            op.preserve_qat_mode = value
+            changed.append(name)
+    return changed

@@ -1,0 +1,258 @@
+"""torch model → FakeQuantModel: trace, fuse, decide every format, place the quantizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from qatlib.errors import GraphError, QConfigError
+from qatlib.fake.model import FakeQuantModel
+from qatlib.fake.qconfig import QConfig
+from qatlib.graph.fuse import DENSE, fuse
+from qatlib.graph.ir import INPUT, OPAQUE, Graph, Node
+from qatlib.graph.trace import trace
+from qatlib.graph.verify import verify
+from qatlib.ops.base import BY_NAME
+
+Choose = Callable[[Node], QConfig]
+"""The QConfig of a node; for ``quantize`` nodes (``<input>.quant``) that of a network input."""
+
+
+def prepare_graph(graph: Graph, choose: Choose, hybrid: Iterable[str] = ()) -> FakeQuantModel:
+    """FakeQuantModel of a fused graph, in CALIBRATION state.
+
+    Args:
+        choose: QConfig of every quantized node.
+        hybrid: names of nodes that stay float.
+
+    Raises QConfigError: QAT145 if an int32 output is asked for where something but the network's output reads it.
+    """
+    floats = _float_nodes(graph, set(hybrid))
+    graph = verify(_insert_quantize(graph, floats), "insert_quantize")
+    plan: dict[str, QConfig | None] = {}
+    quantizes: dict[str, bool] = {}
+    users = graph.users()
+    for node in graph.nodes:
+        if node.name in floats or node.op == INPUT:
+            plan[node.name], quantizes[node.name] = None, False
+            continue
+        qconfig = _with_fixed_scale(node, choose(node))
+        if qconfig.activation is None:
+            _check_high_precision(graph, users, node)
+        plan[node.name] = qconfig
+        quantizes[node.name] = not BY_NAME[node.op].keeps_scale
+    return FakeQuantModel(graph, plan, quantizes)
+
+
+def is_high_precision_candidate(graph: Graph, node: Node) -> bool:
+    """Whether ``node`` is a convolution or linear that only the network's outputs read."""
+    return node.op in DENSE and not _inner_readers(graph, graph.users(), node)
+
+
+def _inner_readers(graph: Graph, users: Mapping[str, list[Node]], node: Node) -> list[str]:
+    inner = [user.name for user in users[node.name] if user.op != "dequantize"]
+    return inner if inner or node.name in graph.outputs or users[node.name] else [node.name]
+
+
+def _check_high_precision(graph: Graph, users: Mapping[str, list[Node]], node: Node) -> None:
+    if node.op not in DENSE:
+        raise QConfigError(
+            "QAT145",
+            node.described(),
+            f"high-precision output asked of {node.op}; only conv and linear have an int32 accumulator to show",
+            "Remove high_precision from its qconfig override",
+        )
+    readers = _inner_readers(graph, users, node)
+    if readers:
+        raise QConfigError(
+            "QAT145",
+            node.described(),
+            f"output kept at 32 bit but read by {', '.join(readers)}; only the network's output may be",
+            "Remove high_precision from its qconfig override, or use activation: int16",
+        )
+
+
+def _with_fixed_scale(node: Node, qconfig: QConfig) -> QConfig:
+    scale = node.attrs.get("scale") if node.op == "quantize" else None
+    return qconfig if scale is None else qconfig.with_activation(scale=scale)
+
+
+def _float_nodes(graph: Graph, hybrid: set[str]) -> set[str]:
+    """Nodes that compute in float: hybrid and opaque ones, and everything behind a DeQuantStub up to a QuantStub."""
+    floats, behind = set(hybrid), set[str]()
+    for node in graph.nodes:
+        if node.op == "dequantize" or (
+            node.inputs and node.op != "quantize" and all(name in behind for name in node.inputs)
+        ):
+            behind.add(node.name)
+        if node.op == OPAQUE:
+            floats.add(node.name)
+    return floats | behind
+
+
+def _insert_quantize(graph: Graph, floats: set[str]) -> Graph:
+    """Put one ``quantize`` node behind every float value that a quantized op reads."""
+    real = floats | set(graph.inputs)
+    read = {
+        name
+        for node in graph.nodes
+        if node.name not in floats and node.op not in (INPUT, "quantize")
+        for name in node.inputs
+        if name in real
+    }
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        if node.name not in floats and node.op != "quantize":
+            node = replace(node, inputs=tuple(f"{i}.quant" if i in read else i for i in node.inputs))
+        nodes.append(node)
+        if node.name in read:
+            stub = "qatlib.fake.stubs.QuantStub"
+            nodes.append(Node(f"{node.name}.quant", "quantize", (node.name,), shape=node.shape, module_type=stub))
+    return replace(graph, nodes=tuple(nodes))
+
+
+# -- from a torch model ------------------------------------------------------------------------------------------------
+
+
+def fuse_fx(
+    model: nn.Module,
+    example_inputs: Sequence[Tensor],
+    leaf: Sequence[str] = (),
+    wrap: Sequence[Callable[..., Any]] = (),
+) -> Graph:
+    """Traced and fused graph of ``model``, checked to compute what the model computes.
+
+    Raises GraphError (QAT137) if it does not, as when an in-place operation changes a tensor that is read again.
+    """
+    graph = fuse(trace(model, example_inputs, leaf, wrap))
+    _check_same(model, graph, example_inputs)
+    return graph
+
+
+def _check_same(model: nn.Module, graph: Graph, inputs: Sequence[Tensor]) -> None:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            wanted = tree_leaves(model(*(x.clone() for x in inputs)))
+            got = evaluate_graph(graph, inputs)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    for name, a, b in zip(graph.outputs, wanted, got, strict=True):
+        largest = float(a.abs().nan_to_num(0, 0, 0).max()) if a.numel() else 0.0
+        apart = float((a - b).abs().nan_to_num(0, 0, 0).max()) if a.numel() else 0.0
+        if apart > 1e-3 * max(largest, 1e-3):
+            raise GraphError(
+                "QAT137",
+                name,
+                f"the traced graph differs from the model by {apart:.3g} (largest output {largest:.3g})",
+                "Avoid in-place operations on tensors that are read again, and code that depends on values",
+            )
+
+
+def evaluate_graph(graph: Graph, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Outputs of the graph in float."""
+    values = dict(zip(graph.inputs, inputs, strict=True))
+    for node in graph.nodes:
+        if node.op == OPAQUE:
+            assert node.callee is not None
+            values[node.name] = node.callee(*(values[i] for i in node.inputs))
+        elif node.op != INPUT:
+            values[node.name] = BY_NAME[node.op].forward(node.attrs, node.params, *(values[i] for i in node.inputs))
+    return [values[name] for name in graph.outputs]
+
+
+def prepare_qat_fx(
+    model: nn.Module,
+    qconfig_dict: Mapping[str, Any] | QConfig | None = None,
+    hybrid: bool = False,
+    hybrid_dict: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    example_inputs: Sequence[Tensor],
+    leaf: Sequence[str] = (),
+    wrap: Sequence[Callable[..., Any]] = (),
+) -> FakeQuantModel:
+    """Fake-quant form of ``model``, to calibrate and train. The model itself is not changed.
+
+    Args:
+        qconfig_dict: keys ``""`` (global), ``"module_type"`` and ``"module_name"`` (mappings to a QConfig or None);
+            priority global < type < name < the module's own ``qconfig`` attribute. None means not quantized. A convolution
+            or linear at the output whose QConfig is the global one keeps its int32 accumulator.
+        hybrid: allow operators that stay float. ``hybrid_dict`` names them by ``"module_type"`` and ``"module_name"``.
+        example_inputs: real tensors, batch first.
+
+    Raises GraphError as :func:`qatlib.graph.trace.trace`; QConfigError (QAT146) for a name or type that matches nothing,
+    or float operators without ``hybrid``.
+    """
+    rules = qconfig_dict if isinstance(qconfig_dict, Mapping) else {"": qconfig_dict or QConfig()}
+    graph = fuse_fx(model, example_inputs, leaf, wrap)
+    chosen = {node.name: _by_priority(model, node, rules) for node in graph.nodes}
+    _check_rules_hit(graph, rules)
+    floats = {name for name, qconfig in chosen.items() if qconfig is None}
+    if hybrid_dict:
+        floats |= _named(graph, hybrid_dict)
+    floats -= {n.name for n in graph.nodes if n.op == INPUT}
+    if floats and not hybrid:
+        raise QConfigError(
+            "QAT146", sorted(floats)[0], f"{len(floats)} operators are to stay float", "Pass hybrid=True, or give them a qconfig"
+        )
+
+    default = rules.get("") or QConfig()
+
+    def choose(node: Node) -> QConfig:
+        found = chosen.get(node.name) or default
+        if found is default and node.name in chosen and is_high_precision_candidate(graph, node):
+            return replace(found, activation=None)
+        return found
+
+    return prepare_graph(graph, choose, floats)
+
+
+def _by_priority(model: nn.Module, node: Node, rules: Mapping[str, Any]) -> QConfig | None:
+    found = rules.get("", QConfig())
+    if node.op in (INPUT, OPAQUE) or not node.module:
+        return found
+    for kind, qconfig in dict(rules.get("module_type", {})).items():
+        if _type_name(kind) == node.module_type:
+            found = qconfig
+    longest = -1
+    for name, qconfig in dict(rules.get("module_name", {})).items():
+        if (node.module == name or node.module.startswith(name + ".")) and len(name) > longest:
+            found, longest = qconfig, len(name)
+    module = model.get_submodule(node.module)
+    return module.qconfig if hasattr(module, "qconfig") else found  # type: ignore[return-value]
+
+
+def _type_name(kind: Any) -> str:
+    return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _check_rules_hit(graph: Graph, rules: Mapping[str, Any]) -> None:
+    unknown = set(rules) - {"", "module_type", "module_name"}
+    if unknown:
+        raise QConfigError("QAT146", f"qconfig_dict[{sorted(unknown)[0]!r}]", "is unknown", "Use '', 'module_type', 'module_name'")
+    _named(graph, {key: list(dict(rules.get(key, {}))) for key in ("module_type", "module_name")})
+
+
+def _named(graph: Graph, names: Mapping[str, Sequence[Any]]) -> set[str]:
+    """Nodes of the modules, types or functions listed; each entry has to match."""
+    found: set[str] = set()
+    for name in names.get("module_name", ()):
+        hits = {n.name for n in graph.nodes if any(p == name or p.startswith(name + ".") for p in (n.module, n.name))}
+        found |= _hit(hits, f"module_name {name!r}", [n.name for n in graph.nodes])
+    for kind in names.get("module_type", ()):
+        hits = {n.name for n in graph.nodes if n.module_type == _type_name(kind)}
+        found |= _hit(hits, f"module_type {_type_name(kind)}", sorted({n.module_type for n in graph.nodes}))
+    return found
+
+
+def _hit(hits: set[str], where: str, known: list[str]) -> set[str]:
+    if not hits:
+        raise QConfigError("QAT146", where, "matches no operator", f"Known: {', '.join(known[:20])}")
+    return hits

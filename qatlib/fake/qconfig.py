@@ -1,0 +1,79 @@
+"""QConfig: how an operator's output and weights are quantized."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from qatlib.errors import QConfigError
+from qatlib.qtype import check_scale
+
+Method = Literal["min_max", "percentile", "mse"]
+METHODS: tuple[Method, ...] = ("min_max", "percentile", "mse")
+
+
+@dataclass(frozen=True)
+class FakeQuantSpec:
+    """One fake-quant module.
+
+    ``method`` picks the threshold at calibration; ``percentile`` is in percent. ``scale`` fixes the scale (real units per
+    code) and switches the observer off. ``averaging_constant`` c moves the scale in QAT:
+    ``scale = (1 - c) * scale + c * current``; 0 keeps the calibrated scale.
+    """
+
+    dtype: Literal["int8", "int16"] = "int8"
+    method: Method = "percentile"
+    percentile: float = 99.99
+    bins: int = 2048
+    averaging_constant: float = 0.01
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        def wrong(seen: str, fix: str) -> QConfigError:
+            return QConfigError("QAT142", "FakeQuantSpec", seen, fix)
+
+        if self.dtype not in ("int8", "int16"):
+            raise wrong(f"dtype {self.dtype!r}", "Use int8 or int16")
+        if self.method not in METHODS:
+            raise wrong(f"method {self.method!r}", f"Use one of {', '.join(METHODS)}")
+        if not 0 < self.percentile <= 100:
+            raise wrong(f"percentile {self.percentile}", "Use a value above 0, at most 100")
+        if self.bins < 2 or self.bins % 2:
+            raise wrong(f"bins {self.bins}", "Use an even number, 2048 by default")
+        if not 0 <= self.averaging_constant <= 1:
+            raise wrong(f"averaging_constant {self.averaging_constant}", "Use a value from 0 to 1")
+        if self.scale is not None:
+            object.__setattr__(self, "scale", check_scale(self.scale, "fixed scale"))
+
+
+@dataclass(frozen=True)
+class QConfig:
+    """Formats of one operator. ``activation`` None asks for a high-precision (int32) output, which only a convolution
+    or linear at the network's output can have."""
+
+    activation: FakeQuantSpec | None = FakeQuantSpec()
+    weight: FakeQuantSpec = FakeQuantSpec(method="min_max", averaging_constant=1.0)
+
+    def __post_init__(self) -> None:
+        if self.weight.dtype != "int8":
+            raise QConfigError("QAT142", "weight", f"dtype {self.weight.dtype!r}", "Weights are int8")
+
+    def with_activation(self, **changes: object) -> QConfig:
+        """A copy with other settings of the activation."""
+        return replace(self, activation=replace(self.activation or FakeQuantSpec(), **changes))  # type: ignore[arg-type]
+
+
+def get_default_qconfig(activation: str = "int8", method: str = "percentile", high_precision: bool = False) -> QConfig:
+    """QConfig with int8 weights per channel and the given output format."""
+    if high_precision:
+        return QConfig(activation=None)
+    return QConfig(activation=FakeQuantSpec(dtype=activation, method=method))  # type: ignore[arg-type]
+
+
+default_calib_8bit_fake_quant_qconfig = get_default_qconfig()
+default_qat_8bit_fake_quant_qconfig = get_default_qconfig()
+default_qat_8bit_fixed_act_fake_quant_qconfig = get_default_qconfig().with_activation(averaging_constant=0.0)
+default_calib_8bit_weight_16bit_act_fake_quant_qconfig = get_default_qconfig("int16", "min_max")
+default_qat_8bit_weight_16bit_act_fake_quant_qconfig = get_default_qconfig("int16", "min_max")
+default_calib_8bit_weight_32bit_out_fake_quant_qconfig = get_default_qconfig(high_precision=True)
+default_qat_8bit_weight_32bit_out_fake_quant_qconfig = get_default_qconfig(high_precision=True)

@@ -1,0 +1,148 @@
+"""Fusion by the pattern table {conv, linear} [+ batch norm] [+ add] [+ relu | relu6 | clamp].
+
+Each pass takes a graph and returns another. A convolution may stand on either side of the add. An intermediate that
+something else reads is never fused away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from qatlib.errors import GraphError
+from qatlib.graph.ir import Graph, Node
+from qatlib.graph.verify import verify
+from qatlib.ops.base import BY_NAME
+from qatlib.ops.batch_norm import affine
+
+DENSE = ("conv", "linear")
+
+
+def fuse(graph: Graph) -> Graph:
+    """All passes in order, each verified."""
+    for one in PASSES:
+        graph = verify(one(graph), one.__name__)
+    return graph
+
+
+def drop_identities(graph: Graph) -> Graph:
+    """Remove dropout, identity, contiguous and the like."""
+    gone = {node.name: node.inputs[0] for node in graph.nodes if node.op == "identity"}
+    return graph.renamed([node for node in graph.nodes if node.name not in gone], gone)
+
+
+def _only_reader(graph: Graph, users: dict[str, list[Node]], name: str) -> bool:
+    return len(users[name]) == 1 and name not in graph.outputs
+
+
+def fold_batch_norm(graph: Graph) -> Graph:
+    """Multiply batch norm into the weights before it. Calls that share their modules share the folded weights too."""
+    users, nodes, gone = graph.users(), graph.by_name(), {}
+    folded: dict[str, Node] = {}
+    shared: dict[tuple[int, ...], dict[str, nn.Parameter]] = {}
+    for norm in graph.nodes:
+        if norm.op != "batch_norm":
+            continue
+        dense = nodes[norm.inputs[0]]
+        if dense.op not in DENSE or not _only_reader(graph, users, dense.name):
+            continue
+        if dense.op == "linear" and len(dense.shape) != 2:
+            continue
+        key = (id(dense.params["weight"]), id(norm.params["mean"]))
+        if key not in shared:
+            shared[key] = _folded(dense, norm)
+        absorbed = (*dense.absorbed, norm.name)
+        folded[dense.name] = replace(dense, params=shared[key], absorbed=absorbed)
+        gone[norm.name] = dense.name
+    return graph.renamed([folded.get(n.name, n) for n in graph.nodes if n.name not in gone], gone)
+
+
+def _folded(dense: Node, norm: Node) -> dict[str, nn.Parameter]:
+    factor, offset = affine(norm.attrs, norm.params)
+    weight = dense.params["weight"].detach()
+    with torch.no_grad():
+        scaled = weight * factor.view(-1, *[1] * (weight.dim() - 1))
+        bias = dense.params["bias"].detach() * factor + offset
+    return {"weight": nn.Parameter(scaled), "bias": nn.Parameter(bias)}
+
+
+def batch_norm_to_conv(graph: Graph) -> Graph:
+    """A batch norm that nothing absorbs is a depthwise convolution with a kernel of 1."""
+    return replace(graph, nodes=tuple(_as_conv(n) if n.op == "batch_norm" else n for n in graph.nodes))
+
+
+def _as_conv(norm: Node) -> Node:
+    axes = len(norm.shape) - 2
+    if axes == 0:
+        raise GraphError(
+            "QAT134",
+            norm.described(),
+            "batch norm over [batch, channels] that does not follow a linear layer",
+            "Place it directly behind nn.Linear, where it folds into the weights",
+        )
+    factor, offset = (t.detach() for t in affine(norm.attrs, norm.params))
+    attrs = {"stride": [1] * axes, "padding": [[0, 0]] * axes, "dilation": [1] * axes, "groups": len(factor)}
+    params = {"weight": nn.Parameter(factor.view(-1, 1, *[1] * axes)), "bias": nn.Parameter(offset.clone())}
+    return replace(norm, op="conv", attrs=attrs, params=params)
+
+
+def fuse_add(graph: Graph) -> Graph:
+    """``conv(x) + y`` in one accumulator. Of two convolutions the later one takes the add."""
+    order = {node.name: i for i, node in enumerate(graph.nodes)}
+    users, nodes, gone = graph.users(), graph.by_name(), {}
+    fused: dict[str, Node] = {}
+    for add in graph.nodes:
+        if add.op != "add" or add.inputs[0] == add.inputs[1]:
+            continue
+        sides = [nodes[name] for name in add.inputs]
+        fit = [
+            side
+            for side in sides
+            if side.op in DENSE
+            and side.shape == add.shape
+            and len(side.inputs) == 1
+            and "clamp" not in side.attrs
+            and side.name not in gone
+            and _only_reader(graph, users, side.name)
+        ]
+        if not fit or sides[0].shape != sides[1].shape:
+            continue
+        dense = max(fit, key=lambda side: order[side.name])
+        other = next(name for name in add.inputs if name != dense.name)
+        fused[add.name] = replace(
+            dense, inputs=(*dense.inputs, other), absorbed=(*dense.absorbed, add.name)
+        )
+        gone[add.name] = dense.name
+    moved = {node.name for node in fused.values()}
+    kept = [fused.get(n.name, n) for n in graph.nodes if n.name not in moved]
+    return graph.renamed(kept, gone)
+
+
+def fuse_clamp(graph: Graph) -> Graph:
+    """relu, relu6 or clamp becomes the output clamp of the operator before it."""
+    users, nodes, gone = graph.users(), graph.by_name(), {}
+    fused: dict[str, Node] = {}
+    for clamp in graph.nodes:
+        if clamp.op != "clamp":
+            continue
+        source = nodes[clamp.inputs[0]]
+        if not (source.op in BY_NAME and BY_NAME[source.op].takes_clamp) or "clamp" in source.attrs:
+            continue
+        if not _only_reader(graph, users, source.name):
+            continue
+        attrs = {**source.attrs, "clamp": clamp.attrs["clamp"]}
+        fused[source.name] = replace(source, attrs=attrs, absorbed=(*source.absorbed, clamp.name))
+        gone[clamp.name] = source.name
+    return graph.renamed([fused.get(n.name, n) for n in graph.nodes if n.name not in gone], gone)
+
+
+PASSES: tuple[Callable[[Graph], Graph], ...] = (
+    drop_identities,
+    fold_batch_norm,
+    batch_norm_to_conv,
+    fuse_add,
+    fuse_clamp,
+)

@@ -1,0 +1,81 @@
+"""The graph between a torch model and its fake-quant form: plain values, rewritten only by pure passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import TreeSpec
+
+INPUT = "input"
+OPAQUE = "opaque"
+"""``op`` of a wrapped function or leaf module: float, never looked into."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation and the tensor it makes.
+
+    ``op`` is the name of an :class:`qatlib.ops.base.Operator`, ``input`` or ``opaque``. ``module`` is the qualified name of
+    the called module, empty for functions; ``module_type`` the type or function that people know. ``shape`` has -1 for the
+    batch. ``absorbed`` names the nodes fused into this one, ``where`` is the line of the user's source.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...] = ()
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Tensor] = field(default_factory=dict)
+    shape: tuple[int, ...] = ()
+    module: str = ""
+    module_type: str = ""
+    where: str = ""
+    absorbed: tuple[str, ...] = ()
+    callee: Callable[..., Any] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Node:
+        return self
+
+    def described(self) -> str:
+        """Name with source line, for messages."""
+        return f"{self.name} ({self.where})" if self.where else self.name
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in execution order. ``outputs`` are the leaves of the model's result, whose nesting is ``structure``."""
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+    structure: TreeSpec
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
+        return self
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(node.name for node in self.nodes if node.op == INPUT)
+
+    def by_name(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
+
+    def users(self) -> dict[str, list[Node]]:
+        """Nodes that read each value, one entry per reading node."""
+        table: dict[str, list[Node]] = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.inputs):
+                table[name].append(node)
+        return table
+
+    def renamed(self, nodes: list[Node], names: Mapping[str, str]) -> Graph:
+        """A graph of ``nodes`` in which every read of a key of ``names`` reads its value instead."""
+
+        def final(name: str) -> str:
+            while name in names:
+                name = names[name]
+            return name
+
+        rewired = tuple(replace(n, inputs=tuple(final(i) for i in n.inputs)) for n in nodes)
+        return Graph(rewired, tuple(final(name) for name in self.outputs), self.structure)
