@@ -1,0 +1,298 @@
+"""Schema of ``params.yaml``: strict, frozen, and every error reported together.
+
+What each key does is written beside it in ``params.yaml``; here are the types and legal ranges.
+"""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import reprlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from qatlib.errors import ConfigError
+
+T = TypeVar("T")
+Many = Annotated[tuple[T, ...], Field(strict=False)]
+"""A YAML list; a string is refused."""
+
+_ENTRY = r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"
+_METRIC = r"^\w+(\.\w+)+$"
+_DEVICE = r"^(cpu|cuda(:\d+)?)$"
+_IN_WORDS = {
+    _ENTRY: 'an entry point "module:callable"',
+    _METRIC: "a dotted metric key such as ratio.integer",
+    _DEVICE: "cpu, cuda or cuda:N",
+}
+
+Entry = Annotated[str, Field(pattern=_ENTRY)]
+Name = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Activation = Literal["int8", "int16"]
+
+
+class _Params(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelParams(_Params):
+    factory: Entry
+    kwargs: dict[str, Any] = {}
+    checkpoint: Name
+    code: Name
+    leaf: Many[Name] = ()
+    wrap: Many[Entry] = ()
+
+
+class DataParams(_Params):
+    factory: Entry
+    kwargs: dict[str, Any] = {}
+    code: Name
+    batch_size: Count = 256
+
+
+class MetricParams(_Params):
+    factory: Entry = "qatlib.metrics:Accuracy"
+    kwargs: dict[str, Any] = {}
+
+
+class DefaultFormat(_Params):
+    activation: Activation = "int8"
+    weight: Literal["int8"] = "int8"
+
+
+class Override(_Params):
+    """Formats of the modules that ``match`` names; None leaves the default."""
+
+    match: Name
+    activation: Activation | None = None
+    scale: Positive | None = None
+    high_precision: bool | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Override:
+        if self.activation is None and self.scale is None and self.high_precision is None:
+            raise ValueError("changes nothing; set activation, scale or high_precision, or remove the record")
+        return self
+
+
+class InputFormat(_Params):
+    """Format of the model inputs that ``match`` names; a scale of None is calibrated."""
+
+    match: Name
+    activation: Activation | None = None
+    scale: Positive | None = None
+
+
+class OutputFormat(_Params):
+    high_precision: bool = True
+
+
+class QConfigParams(_Params):
+    default: DefaultFormat = DefaultFormat()
+    overrides: Many[Override] = ()
+    inputs: Many[InputFormat] = ()
+    outputs: OutputFormat = OutputFormat()
+
+
+class CalibrateParams(_Params):
+    method: Literal["min_max", "percentile", "mse"] = "percentile"
+    percentile: Annotated[float, Field(gt=0, le=100)] = 99.99
+    bins: Annotated[int, Field(ge=128, le=65536)] = 2048
+    batches: Count = 32
+    batch_size: Count = 64
+
+
+class QatParams(_Params):
+    epochs: Annotated[int, Field(ge=0)] = 2
+    lr: Positive = 1e-3
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 4e-5
+    schedule: Literal["constant", "step", "cosine"] = "cosine"
+    milestones: Many[Annotated[float, Field(gt=0, lt=1)]] = (0.5, 0.8)
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    clip_grad_norm: Positive | None = None
+    averaging_constant: Annotated[float, Field(ge=0, le=1)] = 0.01
+    batch_size: Count = 128
+    loss: Entry = "torch.nn.functional:cross_entropy"
+    loss_kwargs: dict[str, Any] = {}
+    integer_eval_images: Count | None = 2000
+    hybrid: Many[Name] = ()
+
+    @model_validator(mode="after")
+    def _milestones_increase(self) -> QatParams:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones are {list(self.milestones)}; they must increase")
+        if self.schedule == "step" and not self.milestones:
+            raise ValueError("schedule is step but milestones is empty; give fractions such as [0.5, 0.8]")
+        return self
+
+
+class ConvertParams(_Params):
+    preserve: Many[Name] = ()
+
+
+class CompileParams(_Params):
+    target: Name = "qatlib/targets/bayes-like.yaml"
+    check_images: Count = 64
+
+
+class AnalyzeParams(_Params):
+    batches: Count = 4
+    batch_size: Count = 64
+    top: Count = 10
+
+
+class FloatCheckParams(_Params):
+    floor: float | None = None
+    max_train_val_gap: Annotated[float, Field(ge=0)] = 0.08
+    gap_images: Count = 5000
+
+
+class Goal(_Params):
+    """Bounds of one metric of ``reports/summary.json``, both inclusive."""
+
+    metric: Annotated[str, Field(pattern=_METRIC)]
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _has_bounds(self) -> Goal:
+        if self.min is None and self.max is None:
+            raise ValueError("has neither min nor max; give at least one")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}, which nothing can meet")
+        return self
+
+
+class RuntimeParams(_Params):
+    device: Annotated[str, Field(pattern=_DEVICE)] = "cpu"
+    threads: Count = 1
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class Config(_Params):
+    """All of ``params.yaml``."""
+
+    model: ModelParams
+    data: DataParams
+    metric: MetricParams = MetricParams()
+    qconfig: QConfigParams = QConfigParams()
+    calibrate: CalibrateParams = CalibrateParams()
+    qat: QatParams = QatParams()
+    convert: ConvertParams = ConvertParams()
+    compile: CompileParams = CompileParams()
+    analyze: AnalyzeParams = AnalyzeParams()
+    float_check: FloatCheckParams = FloatCheckParams()
+    goals: Many[Goal] = ()
+    runtime: RuntimeParams = RuntimeParams()
+
+
+def load_config(path: str | Path = "params.yaml") -> Config:
+    """Read and check ``path``; raise ConfigError QAT100 if it is not YAML, QAT101 with all wrong values together."""
+    document = _read(Path(path))
+    problems = list(_dates(document, ""))
+    dated = {key for key, _ in problems}
+    try:
+        config = Config.model_validate(document)
+    except ValidationError as error:
+        problems += [(key, text) for key, text in (_explain(item) for item in error.errors()) if key not in dated]
+        config = None
+    if config is None or problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        lines = "".join(f"\n  {key}: {text}" for key, text in problems)
+        raise ConfigError("QAT101", str(path), f"{count}{lines}", "\nEach key is explained beside it in params.yaml")
+    return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            "QAT100", str(path), f"cannot be read ({error.strerror})", "Run in the project root"
+        ) from None
+    except (YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        what = getattr(error, "problem", None) or str(error)
+        raise ConfigError("QAT100", where, f"is not valid YAML: {what.strip()}", "Correct that line") from None
+    if not isinstance(document, dict):
+        seen = "is empty" if document is None else f"holds a {type(document).__name__}, not sections with keys"
+        raise ConfigError("QAT100", str(path), seen, "Start from the params.yaml of the repository")
+    return document
+
+
+def _dates(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _dates(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _dates(item, f"{key}[{index}]")
+    elif isinstance(value, datetime.date):
+        yield key, f'{value} is read as a date, which DVC cannot carry; quote it: "{value}"'
+
+
+def _dotted(loc: tuple[int | str, ...]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
+
+
+def _explain(item: Any) -> tuple[str, str]:
+    """One pydantic error as (dotted key, what was seen and what is legal)."""
+    loc, kind, context = item["loc"], item["type"], item.get("ctx", {})
+    key, seen = _dotted(loc), reprlib.repr(item["input"])
+    if kind == "extra_forbidden":
+        legal = list(_section(loc[:-1]).model_fields)
+        return key, f"is an unknown key{_meant(str(loc[-1]), legal)}; legal are {', '.join(legal)}"
+    if kind == "missing":
+        return key, "is missing and has no default"
+    if kind == "value_error":
+        return key, str(context["error"])
+    if kind == "literal_error":
+        options = context["expected"].replace("'", "")
+        return key, f"{seen} must be {options}{_meant(str(item['input']), options.replace(' or ', ', ').split(', '))}"
+    if kind in ("tuple_type", "model_type", "model_attributes_type", "dict_type"):
+        expected = "a list" if kind == "tuple_type" else "a mapping of keys to values"
+        return key, f"{seen} must be {expected}{_override_form(loc, item['input']) if kind == 'tuple_type' else ''}"
+    if kind == "string_pattern_mismatch":
+        return key, f"{seen} must be {_IN_WORDS[context['pattern']]}"
+    return key, f"{seen} must be {item['msg'].removeprefix('Input should be ').removeprefix('String should ')}"
+
+
+def _section(loc: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model that holds the keys at ``loc``."""
+    model: type[BaseModel] = Config
+    for part in loc:
+        if isinstance(part, str):
+            model = _inner_model(model.model_fields[part].annotation)
+    return model
+
+
+def _inner_model(annotation: Any) -> type[BaseModel]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(part for part in get_args(annotation) if isinstance(part, type) and issubclass(part, BaseModel))
+
+
+def _meant(word: str, legal: list[str]) -> str:
+    close = difflib.get_close_matches(word, legal, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _override_form(loc: tuple[int | str, ...], seen: Any) -> str:
+    """The ``-S`` argument that passes what was meant as a list."""
+    record = {"overrides": "{{match: '{}', activation: int16}}", "inputs": "{{match: '{}', scale: 0.0078125}}"}
+    form = record.get(str(loc[-1]), "{{metric: {}, min: 0.99}}" if loc == ("goals",) else "'{}'")
+    if not isinstance(seen, str):
+        form = "{}"
+    return f'; on the command line: -S "{_dotted(loc)}=[{form.format(seen)}]"'
