@@ -1,0 +1,185 @@
+"""Compiling a Program for a target, and running the result from its own planned memory.
+
+``compile_model`` = legalize → order → memory plan → estimate.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from qatlib.atomic import atomic_folder, write_json
+from qatlib.compiler.legalize import check_model
+from qatlib.compiler.machine import TORCH_DTYPE, Machine
+from qatlib.compiler.memory import MemoryPlan, misfit, plan_memory
+from qatlib.compiler.perf import Performance, estimate
+from qatlib.compiler.steps import Step, Unit, order_steps
+from qatlib.compiler.target import Target, load_target
+from qatlib.emulate import Emulator
+from qatlib.errors import CompileError, ProgramError
+from qatlib.program import Program, Value
+
+SCHEMA: Literal[1] = 1
+_ARENA_BYTES = 1 << 25
+"""Memory of the simulated arenas; larger batches run in parts."""
+
+
+@dataclass(frozen=True)
+class Executable:
+    """A Program placed on a target: execution order, memory plan, estimate."""
+
+    program: Program
+    target: Target
+    steps: tuple[Step, ...]
+    memory: MemoryPlan
+    performance: Performance
+
+    def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Outputs for a batch, computed out of the planned SRAM and DRAM (see :class:`.machine.Machine` on batches).
+
+        Inputs and outputs are those of :func:`qatlib.emulate.emulate`, with which every element agrees. Raises
+        CompileError (QAT189) where the plan lets an op read bytes that are not its input's.
+        """
+        program = self.program
+        batch = self._batch(inputs)
+        emulator = Emulator(program)
+        planned = self.memory.sram.peak_bytes + self.memory.dram.peak_bytes
+        step = max(1, _ARENA_BYTES // max(1, planned))
+        parts = [self._part(emulator, inputs, start, min(step, batch - start)) for start in range(0, batch, step)]
+        return tuple(
+            torch.cat([part[k] for part in parts], _batch_axis(program.values[name]))
+            for k, name in enumerate(program.outputs)
+        )
+
+    def _part(self, emulator: Emulator, inputs: tuple[Tensor, ...], start: int, count: int) -> tuple[Tensor, ...]:
+        program, machine = self.program, Machine(self.program, self.memory, count)
+        host: dict[str, Tensor] = {}
+
+        def put(name: str, carrier: Tensor) -> None:
+            if program.values[name].qtype.is_float:
+                host[name] = carrier
+            else:
+                machine.write(name, emulator.narrow(name, carrier))
+
+        def get(name: str) -> Tensor:
+            return host[name] if name in host else emulator.widen(name, machine.read(name))
+
+        for name, x in zip(program.inputs, inputs, strict=True):
+            axis = _batch_axis(program.values[name])
+            put(name, emulator.widen(name, x.cpu().narrow(axis, start, count)))
+        for step in self.steps:
+            put(step.op.output, emulator.compute(step.op, *(get(name) for name in step.op.inputs)))
+        return tuple(emulator.narrow(name, get(name)) for name in program.outputs)
+
+    def _batch(self, inputs: tuple[Tensor, ...]) -> int:
+        names = self.program.inputs
+        if len(inputs) != len(names):
+            seen = f"got {len(inputs)} tensors for {len(names)} inputs {list(names)}"
+            raise ProgramError("QAT180", "inputs", seen, "Pass one each")
+        sizes = set()
+        for name, x in zip(names, inputs, strict=True):
+            value = self.program.values[name]
+            fits = x.dim() == len(value.shape) and all(
+                want in (-1, got) for want, got in zip(value.shape, x.shape, strict=True)
+            )
+            right = x.is_floating_point() if value.qtype.is_float else x.dtype == TORCH_DTYPE[value.qtype.dtype]
+            if not (fits and right):
+                seen = f"is {x.dtype} {list(x.shape)}, expected {value.qtype.dtype} {list(value.shape)}"
+                raise ProgramError("QAT180", name, seen, "-1 stands for the batch")
+            sizes.add(x.shape[_batch_axis(value)])
+        if len(sizes) != 1 or 0 in sizes:
+            raise ProgramError("QAT180", "inputs", f"have batch sizes {sorted(sizes)}", "Give all the same, at least 1")
+        return int(sizes.pop())
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``program/``, ``executable.json`` and, for readers, ``performance.json``; all of it or nothing."""
+        document = _Document(
+            schema_version=SCHEMA,
+            target=self.target,
+            steps=[_StepRecord(op=step.op.name, unit=step.unit) for step in self.steps],
+            memory=self.memory,
+        )
+        with atomic_folder(folder) as inside:
+            self.program.save(inside / "program")
+            write_json(inside / "executable.json", document.model_dump(mode="json"))
+            write_json(inside / "performance.json", self.performance.to_dict())
+
+    @staticmethod
+    def load(folder: str | Path) -> Executable:
+        """Read what :meth:`save` wrote.
+
+        Raises ProgramError for a Program that is damaged and CompileError (QAT189) for the rest. The estimate is made
+        again from the plan that was saved.
+        """
+        folder = Path(folder)
+        path = folder / "executable.json"
+        again = "Compile the Program again"
+        program = Program.load(folder / "program")
+        try:
+            document = _Document.model_validate(json.loads(path.read_text()))
+        except OSError as error:
+            raise CompileError("QAT189", str(path), f"cannot be read ({error.strerror})", again) from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            at = ".".join(str(part) for part in first["loc"])
+            raise CompileError("QAT189", str(path), f"{at}: {first['msg']}", again) from None
+        except ValueError as error:
+            raise CompileError("QAT189", str(path), f"is not JSON ({error})", again) from None
+        steps = {step.op.name: step for step in order_steps(program)}
+        if sorted((r.op, r.unit) for r in document.steps) != sorted((s.op.name, s.unit) for s in steps.values()):
+            raise CompileError("QAT189", str(path), "names other ops than its Program", again)
+        broken = misfit(document.memory, program, document.target)
+        if broken:
+            raise CompileError("QAT189", str(path), broken, again)
+        return _assemble(program, document.target, tuple(steps[r.op] for r in document.steps), document.memory)
+
+
+class _StepRecord(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    op: str
+    unit: Unit
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    schema_version: Literal[1]
+    target: Target
+    steps: list[_StepRecord]
+    memory: MemoryPlan
+
+
+def compile_model(program: Program, target: Target | str | Path) -> Executable:
+    """Place ``program`` on ``target`` (a Target, a shipped name or the path of a YAML file).
+
+    Raises CompileError with every violation that :func:`qatlib.compiler.check_model` finds, under the first one's code.
+    """
+    if not isinstance(target, Target):
+        target = load_target(target)
+    violations = check_model(program, target)
+    if violations:
+        count = "1 violation" if len(violations) == 1 else f"{len(violations)} violations"
+        listed = "".join(f"\n  {violation}" for violation in violations)
+        fix = f"Change these in qconfig or the model, or compile for a target other than {target.name}"
+        raise CompileError(violations[0].code, f"target {target.name}", f"refuses the Program, {count}:{listed}", fix)
+    steps = order_steps(program)
+    return _assemble(program, target, steps, plan_memory(program, steps, target))
+
+
+def _assemble(program: Program, target: Target, steps: tuple[Step, ...], memory: MemoryPlan) -> Executable:
+    return Executable(program, target, steps, memory, estimate(program, steps, memory, target))
+
+
+def _batch_axis(value: Value) -> int:
+    """Axis of the batch; ProgramError (QAT180) for a boundary value without one."""
+    if -1 not in value.shape:
+        seen = f"has shape {list(value.shape)}, without a batch axis"
+        raise ProgramError("QAT180", value.name, seen, "Let inputs and outputs carry the batch; -1 stands for it")
+    return value.shape.index(-1)

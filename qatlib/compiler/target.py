@@ -1,0 +1,188 @@
+"""Description of an accelerator: a strict schema, and reading it from a YAML file.
+
+The quantities and the cost model that they feed are explained in ``docs/targets.md``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from qatlib.compiler.yaml_file import read_yaml
+from qatlib.errors import CompileError
+
+IntDType = Literal["int8", "int16", "int32"]
+DTypes = Annotated[tuple[IntDType, ...], Field(min_length=1, strict=False)]
+Cycles = Annotated[int, Field(ge=0, le=10**9)]
+Rate = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
+Bytes = Annotated[int, Field(gt=0, le=2**40)]
+
+SHIPPED = Path(__file__).parent.parent / "targets"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class MacRates(_Strict):
+    """Multiply-accumulates per cycle by dtype of the activations (weights are int8)."""
+
+    int8: PositiveInt
+    int16: PositiveInt | None = None
+
+    def of(self, dtype: str) -> int | None:
+        """Rate for ``dtype``, None where the array cannot take it."""
+        return getattr(self, dtype, None)
+
+
+class VectorRates(MacRates):
+    """Elements per cycle by the widest dtype that the operator touches."""
+
+    int32: PositiveInt | None = None
+
+
+class MacArray(_Strict):
+    """A grid of lanes; channel counts are filled up to whole multiples of the lane counts."""
+
+    macs_per_cycle: MacRates
+    input_lanes: PositiveInt
+    output_lanes: PositiveInt
+
+
+class VectorUnit(_Strict):
+    elements_per_cycle: VectorRates
+
+
+class Sram(_Strict):
+    """On-chip memory; ``alignment`` is in bytes and holds for the DRAM arena as well."""
+
+    bytes: Bytes
+    bytes_per_cycle: PositiveInt
+    alignment: Annotated[int, Field(ge=4, le=4096)]
+
+    @model_validator(mode="after")
+    def _whole_lines(self) -> Self:
+        if self.alignment & (self.alignment - 1):
+            raise ValueError(f"alignment is {self.alignment}; it must be a power of two")
+        if self.bytes % self.alignment:
+            raise ValueError(f"bytes is {self.bytes}; it must be a multiple of alignment ({self.alignment})")
+        return self
+
+
+class Dram(_Strict):
+    bytes_per_s: Rate
+    latency_cycles: Cycles
+
+
+class OpRule(_Strict):
+    """What the target takes of one kind of op: dtypes of activations, and the largest sizes (absent = any)."""
+
+    inputs: DTypes
+    outputs: DTypes
+    max_kernel: PositiveInt | None = None
+    max_stride: PositiveInt | None = None
+    max_dilation: PositiveInt | None = None
+    max_channels: PositiveInt | None = None
+    max_spatial_axes: Annotated[int, Field(ge=1, le=3)] | None = None
+
+
+class Target(_Strict):
+    """An accelerator. ``source`` says where the numbers come from; every estimate repeats it."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    source: Annotated[str, Field(min_length=1, max_length=500)]
+    clock_hz: Rate
+    mac_array: MacArray
+    vector_unit: VectorUnit
+    sram: Sram
+    dram: Dram
+    launch_cycles: Cycles
+    multiplier_bits: Annotated[int, Field(ge=8, le=21)]
+    ops: Annotated[dict[str, OpRule], Field(min_length=1)]
+
+    @field_validator("ops")
+    @classmethod
+    def _known_kinds(cls, ops: dict[str, OpRule]) -> dict[str, OpRule]:
+        import qatlib.ops  # noqa: F401  (fills the registry)
+        from qatlib.ops.base import BY_KIND, Operator
+
+        runnable = {kind for kind, operator in BY_KIND.items() if type(operator).kernel is not Operator.kernel}
+        known = sorted(runnable - {"quantize", "dequantize", "float_op"})
+        unknown = [f"{kind!r}{_did_you_mean(kind, known)}" for kind in ops if kind not in known]
+        if unknown:
+            raise ValueError(f"unknown kinds {', '.join(unknown)}; known are {', '.join(known)}")
+        return ops
+
+    @model_validator(mode="after")
+    def _vector_rates(self) -> Self:
+        used = {dtype for rule in self.ops.values() for dtype in (*rule.inputs, *rule.outputs)}
+        missing = sorted(dtype for dtype in used if self.vector_unit.elements_per_cycle.of(dtype) is None)
+        if missing:
+            raise ValueError(f"ops use {', '.join(missing)}, for which vector_unit.elements_per_cycle has no rate")
+        return self
+
+    @property
+    def dram_bytes_per_cycle(self) -> float:
+        return self.dram.bytes_per_s / self.clock_hz
+
+
+def load_target(name_or_path: str | Path) -> Target:
+    """Read a target: the name of a shipped one ("bayes-like") or the path of a YAML file.
+
+    Raises CompileError (QAT183) for a file that is missing, too large, not plain YAML, or not of this schema; all
+    schema errors are in the one message.
+    """
+    path = _find(name_or_path)
+    return parse_target(read_yaml(path), str(path))
+
+
+def parse_target(document: Any, where: str) -> Target:
+    """Validate the content of a target file; ``where`` names it in errors (QAT183)."""
+    try:
+        return Target.model_validate(document)
+    except ValidationError as error:
+        seen = "; ".join(_lines(error.errors(include_url=False)))
+        raise CompileError("QAT183", where, seen, "Correct these keys; docs/targets.md describes each") from None
+
+
+def shipped_targets() -> tuple[str, ...]:
+    """Names of the targets that come with the package."""
+    return tuple(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+
+
+def _find(name_or_path: str | Path) -> Path:
+    if isinstance(name_or_path, str) and name_or_path in shipped_targets():
+        return SHIPPED / f"{name_or_path}.yaml"
+    path = Path(name_or_path)
+    if not path.is_file():
+        names = shipped_targets()
+        hint = _did_you_mean(str(name_or_path), names)
+        fix = f"Give the path of a YAML file or one of {', '.join(names)}"
+        raise CompileError("QAT183", str(name_or_path), f"is neither a file nor a shipped target{hint}", fix)
+    return path
+
+
+def _lines(errors: list[ErrorDetails]) -> Iterator[str]:
+    for error in errors:
+        key = ".".join(str(part) for part in error["loc"]) or "file"
+        message = error["msg"].removeprefix("Value error, ")
+        if error["type"] == "extra_forbidden":
+            message = "unknown key"
+        elif error["type"] not in ("missing", "value_error"):
+            message = f"{message}, not {_short(error['input'])}"
+        yield " ".join(f"{key}: {message}".split())
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _did_you_mean(word: str, known: tuple[str, ...] | list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,122 @@
+"""Estimates recomputed by hand on the target of compiler_nets.TINY."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from compiler_nets import Net, residual, tiny
+
+from qatlib.compiler import OpEstimate, compile_model, perf_model
+
+
+def only_row(net: Net, output: str, changes: dict[str, object] | None = None) -> OpEstimate:
+    (row,) = (r for r in compile_model(net.program(output), tiny(changes)).performance.rows if r.op == output)
+    return row
+
+
+def test_tiny_convolution() -> None:
+    net = Net()
+    row = only_row(net, net.conv(net.input((3, 8, 8)), 8))
+    assert row.unit == "mac"
+    assert row.macs == 64 * 8 * 3 * 9 == 13824
+    # 3 of 16 input lanes and 8 of 16 output lanes: 64 positions x 9 taps x 256 lane pairs, 64 a cycle
+    assert row.compute_cycles == 64 * 9 * 256 // 64 == 2304
+    assert row.sram_bytes == 3 * 64 + 8 * 64 == 704
+    assert row.sram_cycles == 704 // 32 == 22
+    assert row.dram_bytes == 8 * 27 + 3 * 8 * 4 == 312  # weight; bias, multiplier, shift
+    assert row.dram_cycles == 10 + 312 // 4 == 88
+    assert row.cycles == 2304 + 5
+    assert row.bound == "compute"
+    assert row.utilization == pytest.approx(13824 / (2309 * 64))
+    assert row.latency_us == 2309.0  # 1 MHz
+
+
+def test_int16_uses_its_own_rate() -> None:
+    net = Net()
+    row = only_row(net, net.conv(net.input((16, 4, 4), "int16"), 16, 1))
+    assert row.compute_cycles == 16 * 256 // 16
+    assert row.sram_bytes == 16 * 16 * 2 + 16 * 16
+
+
+def test_depthwise_lies_side_by_side_on_the_output_lanes() -> None:
+    net = Net()
+    row = only_row(net, net.conv(net.input((24, 4, 4)), 24, groups=24))
+    assert row.macs == 24 * 16 * 9
+    assert row.compute_cycles == 32 * 16 * 16 * 9 // 64  # 24 -> 32 output lanes, 1 -> 16 input lanes
+
+
+def test_groups_are_filled_one_by_one() -> None:
+    net = Net()
+    row = only_row(net, net.conv(net.input((8, 4, 4)), 12, 1, groups=2))
+    assert row.compute_cycles == 2 * 16 * 16 * 16 // 64  # (4 -> 16) x (6 -> 16), twice, at 16 positions
+
+
+def test_vector_unit_goes_by_the_widest_dtype() -> None:
+    net = Net()
+    a, b = net.input((4, 4, 4)), net.input((4, 4, 4), "int16")
+    row = only_row(net, net.add(a, b))
+    assert (row.unit, row.macs, row.utilization) == ("vector", 0, 0.0)
+    assert row.compute_cycles == 64 // 4
+    assert row.dram_cycles == 10 + math.ceil(12 / 4)
+    assert row.bound == "compute"
+
+
+def test_memory_bounds() -> None:
+    net = Net()
+    assert only_row(net, net.linear(net.input((256,)), 64), {"dram.bytes_per_s": 1.0e6}).bound == "dram"
+    net = Net()
+    y = net.clamp(net.input((4, 8, 8)))
+    row = only_row(net, y, {"sram.bytes_per_cycle": 1})
+    assert (row.bound, row.cycles) == ("sram", 512 + 5)
+    assert only_row(net, y, {"launch_cycles": 999}).bound == "launch"
+
+
+def test_spilled_activations_are_dram_traffic() -> None:
+    net = Net()
+    x = net.input((1, 8, 8))
+    big = net.clamp(x)
+    y = net.clamp(big)
+    fits = compile_model(net.program(y), tiny({"sram.bytes": 128})).performance
+    assert fits.dram_bytes == 0
+    executable = compile_model(net.program(y), tiny({"sram.bytes": 64}))
+    assert executable.memory.spilled == (big,)
+    rows = executable.performance.rows
+    assert [(r.sram_bytes, r.dram_bytes) for r in rows] == [(64, 64), (64, 64)]
+    assert rows[0].dram_cycles == 10 + 16
+
+
+def test_totals_and_free_steps() -> None:
+    _, program = residual()
+    executable = compile_model(program, tiny())
+    perf = perf_model(executable)
+    by_unit = {r.op: r.unit for r in perf.rows}
+    assert by_unit["quantize0"] == by_unit["dequantize7"] == "host"
+    assert by_unit["reshape5"] == "view"
+    assert all(r.cycles == 0 for r in perf.rows if r.unit in ("host", "view"))
+    assert perf.cycles == sum(r.cycles for r in perf.rows)
+    assert perf.latency_us == perf.cycles
+    assert perf.fps == pytest.approx(1e6 / perf.latency_us)
+    assert perf.macs == 64 * 8 * 27 + 2 * 64 * 8 * 72 + 5 * 32
+    assert perf.dram_bytes == executable.memory.weight_bytes
+    assert sum(perf.cycles_by_bound().values()) == perf.cycles
+    assert perf.utilization == pytest.approx(perf.macs / (perf.cycles * 64))
+
+
+def test_document_is_sorted_json_and_says_estimate() -> None:
+    perf = compile_model(residual()[1], tiny()).performance
+    document = perf.to_dict()
+    assert json.dumps(document) == json.dumps(document, sort_keys=True, allow_nan=False)
+    assert "estimate" in document["basis"]
+    assert document["source"] == "test"
+    frame = perf.to_frame()
+    assert list(frame["op"]) == [r.op for r in perf.rows]
+    assert frame["cycles"].sum() == perf.cycles
+
+
+def test_nothing_for_the_accelerator_to_do() -> None:
+    net = Net()
+    perf = compile_model(net.program(net.dequantize(net.quantize(net.input((4,), "float32")))), tiny()).performance
+    assert (perf.cycles, perf.fps, perf.utilization) == (0, None, 0.0)
+    json.dumps(perf.to_dict(), allow_nan=False)

@@ -1,0 +1,137 @@
+"""Target files: what is read, what is refused, and how the refusal reads."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compiler_nets import tiny, tiny_document
+from ruamel.yaml import YAML
+
+from qatlib.compiler import load_target, shipped_targets
+from qatlib.compiler.yaml_file import MAX_BYTES
+from qatlib.errors import CompileError
+
+
+def dump(document: Any) -> str:
+    out = io.StringIO()
+    YAML(typ="safe", pure=True).dump(document, out)
+    return out.getvalue()
+
+
+def refusal(folder: Path, content: str | bytes) -> str:
+    path = folder / "target.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(CompileError) as caught:
+        load_target(path)
+    assert caught.value.code == "QAT183"
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_shipped_targets_load_by_name_and_by_path() -> None:
+    assert shipped_targets() == ("bayes-like", "bernoulli-like")
+    for name in shipped_targets():
+        target = load_target(name)
+        assert target.name == name
+        assert "illustrative" in target.source
+    assert load_target("bayes-like").mac_array.macs_per_cycle.int16 is not None
+    assert load_target("bernoulli-like").mac_array.macs_per_cycle.int16 is None
+    assert load_target("qatlib/targets/bayes-like.yaml") == load_target("bayes-like")
+
+
+def test_every_value_of_a_shipped_target_states_its_source() -> None:
+    for name in shipped_targets():
+        lines = Path(f"qatlib/targets/{name}.yaml").read_text().splitlines()
+        numbers = [line for line in lines if ":" in line and line.split("#")[0].strip()[-1:].isdigit()]
+        assert len(numbers) > 8
+        for line in numbers:
+            assert any(word in line for word in ("illustrative", "JEDEC")), line
+
+
+def test_a_written_target_reads_back(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(dump(tiny_document()))
+    assert load_target(path) == tiny()
+    assert tiny().dram_bytes_per_cycle == 4.0
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("a: &x [1]\nb: *x\n", "anchor"),
+        ("a: *x\n", "alias"),
+        ("name: !!python/object/apply:os.system [id]\n", "tag"),
+        ("name: !mine x\n", "tag"),
+        ("a: 1\na: 2\n", "duplicate key"),
+        ("a: [1, 2\n", "not valid YAML"),
+        ("[" * 50, "nested deeper"),
+        ("a: 1\n---\nb: 2\n", "single document"),
+        ("a: 2020-13-45\n", "cannot express"),
+        (f"a: {'9' * 5000}\n", "cannot express"),
+        (b"\xff\xfe\xff", "not UTF-8"),
+        ("x" * (MAX_BYTES + 1), "larger than"),
+        ("a: \x00\n", "not valid YAML"),
+        ("", "valid dictionary"),
+        ("- 1\n", "valid dictionary"),
+    ],
+)
+def test_hostile_yaml_is_one_line(tmp_path: Path, content: str | bytes, says: str) -> None:
+    assert says in refusal(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("clock_hz", 0.0, "clock_hz: Input should be greater than 0, not 0.0"),
+        ("clock_hz", float("inf"), "clock_hz"),
+        ("clock_hz", float("nan"), "clock_hz"),
+        ("clock_hz", "1e9", "clock_hz: Input should be a valid number, not '1e9'"),
+        ("sram.bytes", 0, "sram.bytes: Input should be greater than 0, not 0"),
+        ("sram.bytes", 65537, "multiple of alignment"),
+        ("sram.bytes_per_cycle", 0, "sram.bytes_per_cycle"),
+        ("sram.alignment", 24, "power of two"),
+        ("sram.alignment", 2, "sram.alignment"),
+        ("dram.bytes_per_s", 0, "dram.bytes_per_s"),
+        ("dram.latency_cycles", -1, "dram.latency_cycles"),
+        ("launch_cycles", True, "launch_cycles"),
+        ("multiplier_bits", 22, "multiplier_bits"),
+        ("multiplier_bits", 7, "multiplier_bits"),
+        ("mac_array.macs_per_cycle.int8", 0, "mac_array.macs_per_cycle.int8"),
+        ("mac_array.input_lanes", 1.5, "mac_array.input_lanes"),
+        ("name", "../x", "name"),
+        ("source", "", "source"),
+        ("source", None, "source: Field required"),
+        ("ops", {}, "ops"),
+        ("ops.conv.inputs", [], "ops.conv.inputs"),
+        ("ops.conv.inputs", "int8", "ops.conv.inputs"),
+        ("ops.conv.inputs", ["int4"], "not 'int4'"),
+        ("ops.conv.max_kernel", 0, "ops.conv.max_kernel"),
+        ("ops.convv", {"inputs": ["int8"], "outputs": ["int8"]}, "did you mean 'conv'?"),
+        ("ops.float_op", {"inputs": ["int8"], "outputs": ["int8"]}, "unknown kinds 'float_op'"),
+        ("vector_unit.elements_per_cycle.int32", None, "ops use int32"),
+        ("speed", 3, "speed: unknown key"),
+    ],
+)
+def test_schema_errors(tmp_path: Path, key: str, value: Any, says: str) -> None:
+    assert says in refusal(tmp_path, dump(tiny_document({key: value})))
+
+
+def test_dates_are_not_numbers(tmp_path: Path) -> None:
+    text = dump(tiny_document()).replace("name: tiny", "name: 2024-01-02")
+    assert "name: Input should be a valid string" in refusal(tmp_path, text)
+
+
+def test_all_errors_come_together(tmp_path: Path) -> None:
+    message = refusal(
+        tmp_path, dump(tiny_document({"clock_hz": 0, "sram.bytes": -5, "extra": 1, "launch_cycles": "x"}))
+    )
+    for key in ("clock_hz", "sram.bytes", "extra", "launch_cycles"):
+        assert f"{key}: " in message
+
+
+def test_a_missing_file_names_the_shipped_targets() -> None:
+    with pytest.raises(CompileError, match=r"did you mean 'bayes-like'\?.*bernoulli-like"):
+        load_target("bayes-lik")
