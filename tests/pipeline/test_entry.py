@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qatlib.entry import call_entry, load_entry
+from qatlib.pipeline.entry import call_entry, load_entry
 from qatlib.errors import ConfigError, DataError
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
-from qatlib.config import Config
-from qatlib.entry import call_entry, describe
+from qatlib.pipeline.config import Config
+from qatlib.pipeline.entry import call_entry, describe
 from qatlib.errors import DataError, QatError
 
 Split = Literal["train", "calib", "val", "test"]

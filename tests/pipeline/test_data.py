@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from qatlib.config import Config
-from qatlib.data import check_finite, fingerprint, loader, open_split
+from qatlib.pipeline.config import Config
+from qatlib.pipeline.data import check_finite, fingerprint, loader, open_split
 from qatlib.errors import ConfigError, DataError
 
 

@@ -59,7 +59,7 @@ class DataParams(_Params):
 
 
 class MetricParams(_Params):
-    factory: Entry = "qatlib.metrics:Accuracy"
+    factory: Entry = "qatlib.pipeline.metrics:Accuracy"
     kwargs: dict[str, Any] = {}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from qatlib.errors import ConfigError
-from qatlib.match import Pattern, first_match, resolve
+from qatlib.pipeline.match import Pattern, first_match, resolve
 
 NAMES = ["stem", "block1", "block1.conv", "block1.relu", "block2", "block2.conv", "head"]
 

@@ -156,7 +156,7 @@ def _is_project(filename: str) -> bool:
 
 
 def _is_library(path: Path) -> bool:
-    return path.name == "entry.py" and path.parent.name == "qatlib"
+    return path.name == "entry.py" and path.parent.name == "pipeline"
 
 
 def _short(filename: str) -> str:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from qatlib.config import RuntimeParams
+from qatlib.pipeline.config import RuntimeParams
 from qatlib.errors import StageError
-from qatlib.runtime import setup
+from qatlib.pipeline.runtime import setup
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qatlib.atomic import write_json
-from qatlib.entry import call_entry
+from qatlib.pipeline.entry import call_entry
 from qatlib.errors import ConfigError, DataError, TrainingError
 
 

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import torch
 
-from qatlib.config import RuntimeParams
+from qatlib.pipeline.config import RuntimeParams
 from qatlib.errors import StageError
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qatlib.errors import ConfigError, DataError, TrainingError
-from qatlib.metrics import Accuracy, evaluate, make_metric, ratio, write_metrics
+from qatlib.pipeline.metrics import Accuracy, evaluate, make_metric, ratio, write_metrics
 
 
 @settings(max_examples=30, deadline=None)
@@ -121,7 +121,7 @@ def test_nan_value_and_no_batches() -> None:
 
 
 def test_make_metric() -> None:
-    metric = make_metric("qatlib.metrics:Accuracy", {"topk": 5})
+    metric = make_metric("qatlib.pipeline.metrics:Accuracy", {"topk": 5})
     assert metric.name == "accuracy_top5"
     assert metric.higher_is_better
     with pytest.raises(ConfigError, match=r"QAT106 metric.factory: .* without name, higher_is_better, compute"):

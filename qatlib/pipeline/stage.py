@@ -35,8 +35,8 @@ import click
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from qatlib.config import load_config
-from qatlib.entry import describe
+from qatlib.pipeline.config import load_config
+from qatlib.pipeline.entry import describe
 from qatlib.errors import QatError, StageError
 
 STATE_FOLDER = ".qatlib"

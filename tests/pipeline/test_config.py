@@ -9,10 +9,10 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
-from qatlib.config import Config, load_config
+from qatlib.pipeline.config import Config, load_config
 from qatlib.errors import ConfigError
 
-PARAMS = Path(__file__).parents[1] / "params.yaml"
+PARAMS = Path(__file__).parents[2] / "params.yaml"
 MINIMAL = 'model: {factory: "m:build", checkpoint: w.pt, code: m.py}\ndata: {factory: "d:build", code: d.py}\n'
 
 
@@ -30,7 +30,7 @@ def failure(tmp_path: Path, text: str, code: str = "QAT101") -> str:
 
 
 def test_params_yaml_of_the_repository_is_legal() -> None:
-    assert load_config(PARAMS).goals[0].metric == "ratio.calibrated"
+    assert load_config(PARAMS).goals[0].metric == "ratio.calib"
 
 
 def keys_of(model: type[BaseModel]) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def test_defaults_fill_what_is_left_out(tmp_path: Path) -> None:
     assert (config.qat.weight_decay, config.calibrate.bins, config.metric.factory) == (
         4e-5,
         2048,
-        "qatlib.metrics:Accuracy",
+        "qatlib.pipeline.metrics:Accuracy",
     )
 
 

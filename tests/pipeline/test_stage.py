@@ -15,18 +15,18 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from qatlib import stage as module
-from qatlib.config import CalibrateParams, Config
+from qatlib.pipeline import stage as module
+from qatlib.pipeline.config import CalibrateParams, Config
 from qatlib.errors import DataError, StageError
-from qatlib.stage import anchor, discard_scratch, fingerprint, lock, scratch_dir, stage
+from qatlib.pipeline.stage import anchor, discard_scratch, fingerprint, lock, scratch_dir, stage
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PARAMS = 'model: {factory: "m:build", checkpoint: w.pt, code: m.py}\ndata: {factory: "d:build", code: d.py}\n'
 STAGE = """
 import os, sys, time
 from pathlib import Path
 from qatlib.atomic import atomic_path
-from qatlib.stage import stage
+from qatlib.pipeline.stage import stage
 
 @stage("slow")
 def main(config):
@@ -162,7 +162,7 @@ def test_handlers_are_restored(project: Path) -> None:
 
 
 def test_importing_the_wrapper_imports_no_torch() -> None:
-    script = "import sys, qatlib.stage; sys.exit('torch' in sys.modules)"
+    script = "import sys, qatlib.pipeline.stage; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, env=environment())
 
 
@@ -307,7 +307,7 @@ def test_scratch_is_found_again_and_discarded(project: Path) -> None:
 
 
 def test_scratch_in_use_gives_a_private_folder(project: Path) -> None:
-    script = "import sys, qatlib.stage as s; p = s.scratch_dir('abc'); (p / 'x').write_text(''); print(p)"
+    script = "import sys, qatlib.pipeline.stage as s; p = s.scratch_dir('abc'); (p / 'x').write_text(''); print(p)"
     own = scratch_dir("abc")
     other = subprocess.run(
         [sys.executable, "-c", script], check=True, env=environment(), capture_output=True, text=True

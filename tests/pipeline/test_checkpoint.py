@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from qatlib.checkpoint import load_into, load_weights, read_metadata, save_tensors
+from qatlib.pipeline.checkpoint import load_into, load_weights, read_metadata, save_tensors
 from qatlib.errors import CheckpointError
 
 
@@ -173,12 +173,12 @@ def test_weights_that_are_not_finite_leave_the_model_alone(tmp_path: Path, value
 
 def test_bytes_depend_on_content_only(tmp_path: Path) -> None:
     script = (
-        "import sys, torch; from qatlib.checkpoint import save_tensors\n"
+        "import sys, torch; from qatlib.pipeline.checkpoint import save_tensors\n"
         "t = torch.arange(12.).reshape(3, 4)\n"
         "save_tensors(sys.argv[1], {'b': t.t(), 'a': t}, {key: 'v' for key in 'fedcba'})\n"
     )
     for name in ("one.safetensors", "two.safetensors"):
-        subprocess.run([sys.executable, "-c", script, str(tmp_path / name)], check=True, cwd=Path(__file__).parents[1])
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / name)], check=True, cwd=Path(__file__).parents[2])
     shared = torch.arange(12.0).reshape(3, 4)
     metadata = dict.fromkeys("abcdef", "v")
     save_tensors(tmp_path / "three.safetensors", {"a": shared, "b": shared.t()}, metadata)

@@ -1,0 +1,187 @@
+"""The user's model, data and metric, as ``params.yaml`` names them, ready for every stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
+
+from qatlib.pipeline.checkpoint import load_into, load_weights, read_metadata, save_tensors
+from qatlib.pipeline.config import Config, InputFormat, Override
+from qatlib.pipeline.data import Loader, Split, loader, open_split
+from qatlib.pipeline.entry import call_entry, load_entry
+from qatlib.errors import CheckpointError, ConfigError
+from qatlib.fake.model import FakeQuantModel
+from qatlib.fake.prepare import fuse_fx, is_high_precision_candidate, prepare_graph
+from qatlib.fake.qconfig import FakeQuantSpec, QConfig
+from qatlib.graph.ir import INPUT, Graph, Node
+from qatlib.pipeline.match import first_match, resolve
+from qatlib.pipeline.metrics import Evaluation, Metric, evaluate, make_metric
+from qatlib.pipeline.runtime import setup
+
+
+class Project:
+    """Opens what a stage needs, on first use. Constructing it sets threads, seeds and device."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.device = setup(config.runtime)
+        self._splits: dict[str, Dataset[Any]] = {}
+
+    # -- data and metric -----------------------------------------------------------------------------------------
+
+    def split(self, name: Split, items: int | None = None) -> Dataset[Any]:
+        """A split of the user's data; ``items`` keeps that many from its start."""
+        if name not in self._splits:
+            self._splits[name] = open_split(self.config, name)
+        dataset = self._splits[name]
+        count = len(dataset)  # type: ignore[arg-type]
+        return dataset if items is None or items >= count else Subset(dataset, range(items))
+
+    def batches(self, split: Split, items: int | None = None, batch_size: int | None = None) -> Loader:
+        """Batches of a split in file order."""
+        return loader(self.split(split, items), batch_size or self.config.data.batch_size, split=split)
+
+    def shuffled(self, split: Split, batch_size: int, epoch: int, start_batch: int) -> Loader:
+        """Training batches of one epoch, from ``start_batch`` on; the order follows ``runtime.seed`` and the epoch."""
+        seed = self.config.runtime.seed
+        return loader(self.split(split), batch_size, seed, epoch, start_batch=start_batch, split=split)
+
+    def metric(self) -> Metric:
+        return make_metric(self.config.metric.factory, self.config.metric.kwargs)
+
+    def evaluate(self, forward: Callable[..., Any], split: Split, items: int | None = None) -> Evaluation:
+        """The user's metric of ``forward`` over a split, on the device of the configuration."""
+        return evaluate(forward, self.batches(split, items), self.metric(), self.device)
+
+    @cached_property
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """One real sample of the calibration split, batch first."""
+        inputs, _ = next(iter(self.batches("calib", 1)))
+        return tuple(x.to(self.device) for x in inputs)
+
+    # -- float model ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def float_model(self) -> nn.Module:
+        """The user's model with its trained weights, in eval mode."""
+        model = call_entry(self.config.model.factory, self.config.model.kwargs, key="model")
+        if not isinstance(model, nn.Module):
+            raise ConfigError(
+                "QAT106", "model.factory", f"returned a {type(model).__name__}, not a torch.nn.Module", "Return the model"
+            )
+        load_into(model, self.config.model.checkpoint)
+        return model.to(self.device).eval()
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The float model traced and fused."""
+        section = self.config.model
+        wrap = [load_entry(name, f"model.wrap[{i}]") for i, name in enumerate(section.wrap)]
+        return fuse_fx(self.float_model, self.example_inputs, section.leaf, wrap)
+
+    # -- fake-quant model ----------------------------------------------------------------------------------------
+
+    def fake_quant_model(self) -> FakeQuantModel:
+        """A freshly prepared model with the formats of ``qconfig`` and the float operators of ``qat.hybrid``."""
+        graph = self.graph
+        hybrid = self.resolve_ops(self.config.qat.hybrid, "qat.hybrid")
+        return prepare_graph(graph, _Formats(self.config, graph), hybrid).to(self.device)
+
+    def resolve_ops(self, patterns: tuple[str, ...], key: str) -> tuple[str, ...]:
+        """Names of the operators that match strings cover; a fused module stands for the operator it is part of."""
+        owner = _owners(self.graph)
+        return tuple(dict.fromkeys(owner[name] for name in resolve(patterns, owner, key)))
+
+    def save_fake_quant(self, model: FakeQuantModel, path: str | Path) -> None:
+        """Write a checkpoint that :meth:`load_fake_quant` reads."""
+        metadata = {"kind": "fake-quant", "state": model.state.value, "formats": _formats(model)}
+        save_tensors(path, model.state_dict(), metadata)
+
+    def load_fake_quant(self, path: str | Path) -> FakeQuantModel:
+        """The model of a checkpoint, its state included.
+
+        Raises CheckpointError QAT127 if the file is no fake-quant checkpoint or was made with other formats or operators.
+        """
+        metadata = read_metadata(path)
+        if metadata.get("kind") != "fake-quant":
+            raise CheckpointError("QAT127", str(path), "is not a fake-quant checkpoint", "Run the calibrate or qat stage")
+        model = self.fake_quant_model()
+        weights, expected = load_weights(path), model.state_dict()
+        odd = sorted(set(weights) ^ set(expected)) or sorted(k for k in weights if weights[k].shape != expected[k].shape)
+        odd = odd or _apart(metadata.get("formats", "{}"), _formats(model))
+        if odd:
+            raise CheckpointError(
+                "QAT127",
+                str(path),
+                f"was made with other operators or formats: {odd[0]} and {len(odd) - 1} more differ",
+                "Run the stages again with dvc repro",
+            )
+        model.load_state_dict(weights)
+        return model.eval()
+
+
+def _formats(model: FakeQuantModel) -> str:
+    """Output dtype of every operator that quantizes its output, as JSON."""
+    fakes = ((name, op.activation_post_process) for name, op in model.ops())
+    return json.dumps({name: fake.spec.dtype for name, fake in fakes if fake is not None}, sort_keys=True)
+
+
+def _apart(one: str, other: str) -> list[str]:
+    a, b = json.loads(one), json.loads(other)
+    return [f"format of {name}" for name in sorted(a | b) if a.get(name) != b.get(name)]
+
+
+def _owners(graph: Graph) -> dict[str, str]:
+    """Names a user may write, of operators and of what was fused into them → operator."""
+    owner = {node.name: node.name for node in graph.nodes if node.op != INPUT}
+    for node in graph.nodes:
+        for name in node.absorbed:
+            owner.setdefault(name, node.name)
+    return owner
+
+
+class _Formats:
+    """``qconfig`` of ``params.yaml`` as a choice per node."""
+
+    def __init__(self, config: Config, graph: Graph) -> None:
+        section, calibrate = config.qconfig, config.calibrate
+        self._graph, self._outputs = graph, section.outputs
+        owner = _owners(graph)
+        matched = first_match(section.overrides, owner, "qconfig.overrides")
+        self._overrides: dict[str, Override] = {}
+        for name, record in sorted(matched.items(), key=lambda item: section.overrides.index(item[1])):
+            self._overrides.setdefault(owner[name], record)
+        self._inputs = first_match(section.inputs, graph.inputs, "qconfig.inputs")
+        self._candidates = {n.name for n in graph.nodes if is_high_precision_candidate(graph, n)}
+        self._default = FakeQuantSpec(
+            dtype=section.default.activation,
+            method=calibrate.method,
+            percentile=calibrate.percentile,
+            bins=calibrate.bins,
+            averaging_constant=config.qat.averaging_constant,
+        )
+
+    def __call__(self, node: Node) -> QConfig:
+        record: Override | InputFormat | None = self._overrides.get(node.name)
+        if record is None and node.op == "quantize":
+            record = self._inputs.get(node.inputs[0])
+        if self._high_precision(node, record if isinstance(record, Override) else None):
+            return QConfig(activation=None)
+        if record is None:
+            return QConfig(activation=self._default)
+        dtype = record.activation or self._default.dtype
+        return QConfig(activation=replace(self._default, dtype=dtype, scale=record.scale))
+
+    def _high_precision(self, node: Node, record: Override | None) -> bool:
+        if record is not None and record.high_precision is not None:
+            return record.high_precision
+        asked = record is not None and (record.activation is not None or record.scale is not None)
+        return self._outputs.high_precision and node.name in self._candidates and not asked

@@ -1,0 +1,227 @@
+"""The pipeline as users run it: dvc repro, experiments, interruptions, bad input."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pipeline.conftest import Repository
+
+STAGES = ["float_check", "calibrate", "qat", "convert", "compile_sim", "analyze"]
+
+
+def read(repository: Repository, path: str) -> Any:
+    return json.loads((repository.folder / path).read_text())
+
+
+def at(repository: Repository, revision: str, path: str) -> Any:
+    return json.loads(repository.run("git", "show", f"{revision}:{path}").stdout)
+
+
+def experiment(repository: Repository, *settings: str) -> tuple[str, set[str]]:
+    """Run one in a temporary copy; return its revision and the stages that ran."""
+    changes = [part for setting in settings for part in ("-S", setting)]
+    done = repository.run("dvc", "exp", "run", "--temp", "-n", "trial", *changes)
+    ran = {name for name in STAGES if f"Running stage '{name}'" in done.stdout}
+    refs = repository.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").stdout.split()
+    return next(ref for ref in refs if ref.endswith("/trial")), ran
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# -- the whole way -----------------------------------------------------------------------------------------------------
+
+
+def test_repro_ends_with_the_ratios_and_exact_integers(finished: Repository) -> None:
+    summary = read(finished, "reports/summary.json")
+    assert set(summary["ratio"]) == {"calib", "qat", "integer", "compiled"}
+    assert all(0.9 <= ratio <= 1.1 for ratio in summary["ratio"].values())
+    assert summary["missing"] == summary["stale"] == []
+    assert {summary[stage]["images"] for stage in ("float", "calib", "qat", "integer", "compiled")} == {256}
+    compiled = read(finished, "reports/compile_sim/metrics.json")["compiled"]
+    assert compiled["differing_elements"] == 0
+    assert compiled["check_images"] == 16
+    assert compiled["latency_us"] > 0
+
+
+def test_repro_of_what_is_done_does_nothing(finished: Repository) -> None:
+    done = finished.run("dvc", "repro")
+    assert "Running stage" not in done.stdout
+    assert "up to date" in done.stdout
+    assert finished.run("git", "status", "--porcelain").stdout == ""
+
+
+def test_metric_files_are_flat_sorted_and_finite(finished: Repository) -> None:
+    for path in sorted((finished.folder / "reports").glob("*/metrics.json")):
+        ((_, values),) = json.loads(path.read_text()).items()
+        assert list(values) == sorted(values)
+        assert all(isinstance(value, int | float) for value in values.values())
+        assert "images" in values
+
+
+def test_the_terminal_shows_the_result_and_the_gate_judges_it(finished: Repository) -> None:
+    shown = finished.run("qatlib", "summary").stdout
+    for word in ("float", "calibrated", "QAT", "integer", "compiled", "latency", "profiler.html"):
+        assert word in shown
+    assert finished.run("qatlib", "gate").returncode == 0
+
+
+def test_the_gate_fails_closed(finished: Repository, tmp_path: Path) -> None:
+    repository = finished.copy(tmp_path / "p")
+    summary = read(repository, "reports/summary.json")
+    del summary["ratio"]["integer"]
+    (repository.folder / "reports/summary.json").write_text(json.dumps(summary))
+    done = repository.run("qatlib", "gate", check=False)
+    assert done.returncode == 1
+    assert "FAILED" in done.stdout
+    (repository.folder / "reports/summary.json").unlink()
+    done = repository.run("qatlib", "gate", check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("QAT195")
+
+
+# -- experiments -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_learning_rate_reruns_qat_and_what_follows(finished: Repository, tmp_path: Path) -> None:
+    repository = finished.copy(tmp_path / "p")
+    revision, ran = experiment(repository, "qat.lr=0.002")
+    assert ran == {"qat", "convert", "compile_sim", "analyze"}
+    before = (finished.folder / "reports/qat/history.csv").read_text()
+    after = repository.run("git", "show", f"{revision}:reports/qat/history.csv").stdout
+    assert before != after
+    assert repository.run("git", "status", "--porcelain").stdout == ""
+    assert "qat.lr" in repository.run("dvc", "exp", "diff", "--md").stdout or "0.002" in repository.run(
+        "dvc", "exp", "show", "--csv"
+    ).stdout  # fmt: skip
+
+
+@pytest.mark.slow
+def test_hybrid_keeps_the_named_op_in_float(finished: Repository, tmp_path: Path) -> None:
+    repository = finished.copy(tmp_path / "p")
+    revision, ran = experiment(repository, "qat.hybrid=[body]")
+    assert "float_check" not in ran
+    assert {"calibrate", "qat", "convert", "analyze"} <= ran
+    assert at(repository, revision, "reports/convert/metrics.json")["integer"]["float_islands"] == 1
+    refused = at(repository, revision, "reports/compile_sim/refusals.json")["refusals"]
+    assert [r["op"] for r in refused if r["code"] == "QAT187"] and all("body" in r["op"] for r in refused)
+    assert at(repository, revision, "reports/summary.json")["missing"] == ["compiled"]
+
+
+@pytest.mark.slow
+def test_preserve_reruns_no_training(finished: Repository, tmp_path: Path) -> None:
+    repository = finished.copy(tmp_path / "p")
+    revision, ran = experiment(repository, "convert.preserve=[stem,head]")
+    assert ran == {"convert", "compile_sim", "analyze"}
+    assert at(repository, revision, "reports/convert/metrics.json")["integer"]["float_islands"] == 2
+    codes = [f["code"] for f in at(repository, revision, "reports/findings.json")]
+    assert "QAT020" in codes
+
+
+@pytest.mark.slow
+def test_an_unknown_module_stops_with_a_suggestion(finished: Repository, tmp_path: Path) -> None:
+    repository = finished.copy(tmp_path / "p")
+    done = repository.run("dvc", "exp", "run", "--temp", "-S", "convert.preserve=[boddy]", check=False)
+    assert done.returncode != 0
+    assert "QAT102" in done.stdout + done.stderr
+    assert "'body'" in done.stdout + done.stderr
+
+
+# -- interruptions -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_to_the_same_bytes(finished: Repository, tmp_path: Path) -> None:
+    repository = finished.copy(tmp_path / "p")
+    repository.set(qat={"epochs": 60, "lr": 0.003})
+    command = [sys.executable, "-m", "stages.qat"]
+    process = subprocess.Popen(command, cwd=repository.folder, env=repository.environment, stderr=subprocess.DEVNULL)
+    resume = list((repository.folder / ".qatlib").glob("scratch/*/resume.safetensors"))
+    deadline = time.time() + 120
+    while not resume and time.time() < deadline:
+        time.sleep(0.05)
+        resume = list((repository.folder / ".qatlib").glob("scratch/*/resume.safetensors"))
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert resume, "killed before the first checkpoint"
+    outputs = [repository.folder / path for path in ("artifacts/qat.safetensors", "reports/qat/history.csv")]
+    repository.stage("qat")
+    resumed = [digest(path) for path in outputs]
+    assert not resume[0].exists(), "scratch is removed once the outputs are written"
+    repository.stage("qat")
+    assert [digest(path) for path in outputs] == resumed
+    assert read(repository, "reports/qat/metrics.json")["qat"]["best_epoch"] > 0
+
+
+@pytest.mark.slow
+def test_two_at_once_is_one_clear_message(finished: Repository, tmp_path: Path) -> None:
+    repository = finished.copy(tmp_path / "p")
+    repository.set(qat={"epochs": 200})
+    command = [sys.executable, "-m", "stages.qat"]
+    first = subprocess.Popen(command, cwd=repository.folder, env=repository.environment, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.time() + 60
+        while not (repository.folder / ".qatlib/locks/qat.pid").exists() and time.time() < deadline:
+            time.sleep(0.05)
+        second = repository.stage("qat", check=False)
+    finally:
+        first.kill()
+        first.wait()
+    assert second.returncode == 1
+    assert second.stderr.splitlines()[-1].startswith("QAT190 stage qat: is already running here as process")
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+BAD = {
+    "missing checkpoint": ({"model": {"checkpoint": "none.safetensors"}}, "float_check", "QAT120"),
+    "other classes": ({"model": {"kwargs": {"classes": 7}}}, "float_check", "QAT125"),
+    "NaN in data": ({"data": {"kwargs": {"spoil": "nan"}}}, "calibrate", "QAT112"),
+    "labels out of range": ({"data": {"kwargs": {"spoil": "labels"}}}, "calibrate", "QAT113"),
+    "empty loader": ({"data": {"kwargs": {"spoil": "empty"}}}, "calibrate", "QAT110"),
+    "string for a list": ({"qat": {"hybrid": "body"}}, "calibrate", "QAT101"),
+    "unknown module": ({"qat": {"hybrid": ["nobody"]}}, "calibrate", "QAT102"),
+    "inner high precision": (
+        {"qconfig": {"overrides": [{"match": "stem", "high_precision": True}]}},
+        "calibrate",
+        "QAT145",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_message_and_nothing_written(case: str, fresh: Repository, tmp_path: Path) -> None:
+    settings, stage, code = BAD[case]
+    repository = fresh.copy(tmp_path / "p")
+    repository.set(**settings)
+    done = repository.stage(stage, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(code), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (repository.folder / "artifacts").exists()
+    assert not list((repository.folder / "reports").glob("**/*")) if (repository.folder / "reports").exists() else True
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_names_step_and_rate(finished: Repository, tmp_path: Path) -> None:
+    repository = finished.copy(tmp_path / "p")
+    before = digest(repository.folder / "artifacts/qat.safetensors")
+    repository.set(qat={"lr": 1e12, "schedule": "constant"})
+    done = repository.stage("qat", check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("QAT162 epoch 1 step")
+    assert "lr 1e+12" in done.stderr
+    assert digest(repository.folder / "artifacts/qat.safetensors") == before
