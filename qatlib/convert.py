@@ -75,12 +75,13 @@ def _convert(emitter: Emitter, model: FakeQuantModel, name: str, fake: FakeOp, b
             _dequantize(emitter, source, name)
         return
     if fake.hybrid:
-        _float_op(emitter, name, fake, FLOAT, {role: getattr(fake, role) for role in node.params})
+        _float_op(emitter, name, fake, FLOAT, fake.float_params())
         return
     out = model.qtype(name)
     if out.is_float:
         out = INT32
-    low = Lowering(emitter, fake, node.inputs, out, bits)
+    inputs = tuple(_dequantized(emitter, i) for i in node.inputs) if node.op == "quantize" else node.inputs
+    low = Lowering(emitter, fake, inputs, out, bits)
     BY_NAME[node.op].lower(low)
 
 
@@ -88,10 +89,7 @@ def _preserve(emitter: Emitter, model: FakeQuantModel, name: str, fake: FakeOp) 
     """The op in fake-quant form: its weights rounded to their codes, its output quantized."""
     if fake.node.op in ("quantize", "dequantize"):
         raise ProgramError("QAT170", f"preserve {name!r}", f"is a {fake.node.op}, which has no float form", "Remove it")
-    params = {role: getattr(fake, role) for role in fake.node.params}
-    if fake.weight_fake_quant is not None:
-        params["weight"] = fake.weight_fake_quant.quantized(params["weight"])
-    _float_op(emitter, name, fake, model.qtype(name), params)
+    _float_op(emitter, name, fake, model.qtype(name), fake.quantized_params())
 
 
 def _float_op(emitter: Emitter, name: str, fake: FakeOp, out: QType, params: dict[str, Tensor]) -> None:

@@ -56,6 +56,21 @@ def factors(ratios: Sequence[float], bits: int, where: str) -> tuple[list[int], 
     return [round(math.ldexp(r, shift)) for r in ratios], shift
 
 
+def fused_factors(r1: float, r2: float, bits: int, where: str) -> tuple[int, int, int]:
+    """``(M1, M2, n)`` of an addend fused into an accumulator: section 4 of ``docs/numerics.md``.
+
+    The accumulator's factor ``r1`` has exactly ``bits`` bits unless ``r2`` is over 2^11 times larger; the addend's factor
+    keeps ``bits`` significant bits below 2^31.
+    """
+    _, shift = factor(r1, bits, where)
+    while shift > 0 and math.ldexp(r2, shift) >= 2**31 - 0.5:
+        shift -= 1
+    addend = round(math.ldexp(r2, shift))
+    drop = max(0, addend.bit_length() - bits)
+    addend = min(round(math.ldexp(r2, shift - drop)), (1 << bits) - 1 if addend.bit_length() == 31 else 1 << bits) << drop
+    return round(math.ldexp(r1, shift)), addend, shift
+
+
 # -- where float kernels sum exactly -----------------------------------------------------------------------------------
 
 

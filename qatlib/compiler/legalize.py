@@ -103,12 +103,17 @@ def _use(dtype: str, allowed: Sequence[str]) -> str:
 
 def _multipliers(op: Op, program: Program, target: Target) -> Iterator[tuple[str, str]]:
     roles = [role for role in op.consts if role.endswith("multiplier")]
-    bits = max((int(program.constant(op, role).max()).bit_length() for role in roles), default=0)
+    bits = max((_significant_bits(m) for role in roles for m in program.constant(op, role).flatten().tolist()), default=0)
     if bits > target.multiplier_bits:
         yield (
             f"has a multiplier of {bits} bits; {target.name} multiplies by {target.multiplier_bits}",
             f"Convert with multiplier_bits {target.multiplier_bits}",
         )
+
+
+def _significant_bits(multiplier: int) -> int:
+    """Bits between the highest and the lowest 1, both included; a shift supplies the zeros below."""
+    return multiplier.bit_length() - ((multiplier & -multiplier).bit_length() - 1) if multiplier else 0
 
 
 def _sizes(op: Op, program: Program, rule: OpRule) -> Iterator[tuple[str, str]]:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from qatlib.errors import DataError
+from qatlib.errors import DataError, TrainingError
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
 from qatlib.fake.state import FakeQuantState
 
@@ -21,17 +22,33 @@ def calibrate(model: FakeQuantModel, dataloader: Iterable[Any], device: str | to
     loader and TrainingError (QAT160) at the first operator whose output is not finite.
     """
     model.to(device).eval()
+    for _, op in model.ops():
+        if op.activation_post_process is not None:
+            op.activation_post_process.forget()
     set_fake_quantize(model, FakeQuantState.CALIBRATION)
     samples = 0
     with torch.no_grad():
         for batch in dataloader:
             inputs = tuple(x.to(device) for x in inputs_of(batch, len(model.graph.inputs)))
-            model(*inputs)
+            check_finite(model, model(*inputs))
             samples += inputs[0].shape[0]
     if not samples:
         raise DataError("QAT110", "calibration", "the loader gave no batch", "Check the split and its size")
     settle(model)
     return samples
+
+
+def check_finite(model: FakeQuantModel, outputs: Any) -> None:
+    """Raise TrainingError (QAT160) for an output that is not finite; outputs in high precision have no observer."""
+    for name, out in zip(model.graph.outputs, tree_leaves(outputs), strict=True):
+        bad = int((~torch.isfinite(out)).sum())
+        if bad:
+            raise TrainingError(
+                "QAT160",
+                name,
+                f"output holds {bad} non-finite of {out.numel()} elements",
+                "Check the float model and the data with float-check",
+            )
 
 
 def settle(model: FakeQuantModel) -> None:

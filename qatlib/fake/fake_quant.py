@@ -37,6 +37,11 @@ def fake_quantize(x: Tensor, scale: Tensor, dtype: str) -> Tensor:
     return out
 
 
+def round_to(x: Tensor, unit: Tensor) -> Tensor:
+    """``x`` rounded half to even to multiples of ``unit``; the gradient passes."""
+    return x + ((x / unit).round() * unit - x).detach()
+
+
 class FakeQuantize(nn.Module):
     """Fake-quant of one activation, per tensor. What it does is decided by the model's state.
 
@@ -80,6 +85,10 @@ class FakeQuantize(nn.Module):
         c = self.spec.averaging_constant
         self.scale.mul_(1 - c).add_(c * (current * 2 / (qmax - qmin)).clamp_(min=DEAD_SCALE))
 
+    def forget(self) -> None:
+        """Drop what earlier calibrations saw."""
+        self.histogram = Histogram(self.spec.bins)
+
     def settle(self, spec: FakeQuantSpec | None = None) -> None:
         """Set the scale from the histogram, by ``spec`` (default: its own)."""
         spec = spec or self.spec
@@ -96,10 +105,9 @@ class FakeQuantize(nn.Module):
 class WeightFakeQuantize(nn.Module):
     """Fake-quant of weights, per output channel; the scale follows the weights: ``2 max|w| / (qmax - qmin)``."""
 
-    def __init__(self, spec: FakeQuantSpec, cell: StateCell, where: str) -> None:
+    def __init__(self, spec: FakeQuantSpec) -> None:
         super().__init__()
-        self.spec, self.where = spec, where
-        self._cell = cell
+        self.spec = spec
 
     def scales(self, weight: Tensor) -> Tensor:
         """Scale of every output channel, float32 ``[O]``."""
@@ -108,15 +116,9 @@ class WeightFakeQuantize(nn.Module):
         scale = (largest.double() * 2 / (qmax - qmin)).float()
         return torch.where(largest == 0, torch.full_like(scale, DEAD_SCALE), scale)
 
-    def forward(self, weight: Tensor) -> Tensor:
-        if not self._cell.state.quantizes:
-            return weight
-        return self.quantized(weight)
-
-    def quantized(self, weight: Tensor) -> Tensor:
-        """Fake-quantized weights, whatever the state."""
-        shape = (-1, *[1] * (weight.dim() - 1))
-        return fake_quantize(weight, self.scales(weight).view(shape), self.spec.dtype)
+    def quantized(self, weight: Tensor, scales: Tensor) -> Tensor:
+        """Fake-quantized weights."""
+        return fake_quantize(weight, scales.view(-1, *[1] * (weight.dim() - 1)), self.spec.dtype)
 
     def codes(self, weight: Tensor) -> Tensor:
         """Integer weights, section 2 of ``docs/numerics.md``."""

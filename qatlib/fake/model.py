@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 
 from qatlib.errors import QConfigError, StateError
-from qatlib.fake.fake_quant import FakeQuantize, WeightFakeQuantize
+from qatlib.fake.fake_quant import FakeQuantize, WeightFakeQuantize, round_to
 from qatlib.fake.qconfig import QConfig
 from qatlib.fake.state import FakeQuantState, StateCell
 from qatlib.graph.ir import INPUT, OPAQUE, Graph, Node
@@ -27,7 +28,13 @@ class FakeOp(nn.Module):
     """
 
     def __init__(
-        self, node: Node, qconfig: QConfig | None, quantizes_output: bool, cell: StateCell, shared: dict[int, nn.Parameter]
+        self,
+        node: Node,
+        qconfig: QConfig | None,
+        quantizes_output: bool,
+        cell: StateCell,
+        shared: dict[int, nn.Parameter],
+        modules: dict[int, nn.Module],
     ) -> None:
         super().__init__()
         self.node, self.qconfig = node, qconfig
@@ -38,10 +45,14 @@ class FakeOp(nn.Module):
                 trainable = isinstance(tensor, nn.Parameter)
                 shared[id(tensor)] = nn.Parameter(tensor.detach().clone(), requires_grad=trainable)
             self.register_parameter(role, shared[id(tensor)])
-        if node.callee is not None and isinstance(node.callee, nn.Module):
+        if isinstance(node.callee, nn.Module):
+            modules.setdefault(id(node.callee), copy.deepcopy(node.callee))
+            self.callee: Callable[..., Any] | None = modules[id(node.callee)]
+        else:
             self.callee = node.callee
         weighted = qconfig is not None and "weight" in node.params
-        self.weight_fake_quant = WeightFakeQuantize(qconfig.weight, cell, node.name) if qconfig and weighted else None
+        self.weight_fake_quant = WeightFakeQuantize(qconfig.weight) if qconfig and weighted else None
+        self._input_quantizer: tuple[FakeQuantize, ...] = ()
         spec = qconfig.activation if qconfig and quantizes_output else None
         self.activation_post_process = FakeQuantize(spec, cell, node.name) if spec else None
 
@@ -50,17 +61,29 @@ class FakeOp(nn.Module):
         """Whether the op stays float."""
         return self.qconfig is None
 
-    def compute(self, *inputs: Tensor, quantized_weight: bool = False) -> Tensor:
+    def compute(self, *inputs: Tensor) -> Tensor:
         """The op before its output is quantized."""
         if self.node.op == OPAQUE:
-            assert self.node.callee is not None
-            result: Tensor = self.node.callee(*inputs)
+            assert self.callee is not None
+            result: Tensor = self.callee(*inputs)
             return result
-        params: dict[str, Tensor] = {role: getattr(self, role) for role in self.node.params}
-        if self.weight_fake_quant is not None:
-            fake = self.weight_fake_quant
-            params["weight"] = (fake.quantized if quantized_weight else fake)(params["weight"])
+        params = self.quantized_params() if self._cell.state.quantizes else self.float_params()
         return BY_NAME[self.node.op].forward(self.node.attrs, params, *inputs)
+
+    def float_params(self) -> dict[str, Tensor]:
+        """Parameters as trained."""
+        return {role: getattr(self, role) for role in self.node.params}
+
+    def quantized_params(self) -> dict[str, Tensor]:
+        """Weights rounded to their codes, and the bias to the accumulator's unit ``s_x * s_w[c]``, as integers will be."""
+        params, fake = self.float_params(), self.weight_fake_quant
+        if fake is None:
+            return params
+        scales = fake.scales(params["weight"])
+        params["weight"] = fake.quantized(params["weight"], scales)
+        if self._input_quantizer:
+            params["bias"] = round_to(params["bias"], scales * self._input_quantizer[0].scale)
+        return params
 
     def forward(self, *inputs: Tensor) -> Tensor:
         out = self.compute(*inputs)
@@ -89,25 +112,34 @@ class FakeQuantModel(nn.Module):
         self.register_buffer("trained_code", torch.tensor(0, dtype=torch.uint8))
         self.register_load_state_dict_post_hook(_restore_state)
         shared: dict[int, nn.Parameter] = {}
+        modules: dict[int, nn.Module] = {}
         for node in graph.nodes:
             if node.op != INPUT:
-                op = FakeOp(node, plan[node.name], quantizes_output[node.name], self._cell, shared)
+                op = FakeOp(node, plan[node.name], quantizes_output[node.name], self._cell, shared, modules)
                 self._ops[node.name] = op
                 self._place(node.name, op)
+                if op.weight_fake_quant is not None and (quantizer := self._quantizer(node.inputs[0])):
+                    op._input_quantizer = (quantizer,)  # in a tuple: it belongs to another op
 
     def _place(self, name: str, op: FakeOp) -> None:
         """Register ``op`` under its dotted name, so that ``get_submodule`` and state dicts read like the user's model."""
         *path, leaf = name.split(".")
         owner: nn.Module = self
         for part in path:
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner.get_submodule(part)
-        existing = owner._modules.get(leaf)
+            owner = _child(owner, part) or _adopt(owner, part, nn.Module())
+        existing = _child(owner, leaf)
         if existing is not None:
-            for child, module in existing._modules.items():
-                op.add_module(child, module)
-        owner.add_module(leaf, op)
+            op._modules.update(existing._modules)
+        _adopt(owner, leaf, op)
+
+    def _quantizer(self, name: str) -> FakeQuantize | None:
+        """What quantizes the value of a node: its own module, or that of the node whose format it keeps."""
+        op = self._ops.get(name)
+        if op is None or op.hybrid:
+            return None
+        if op.activation_post_process is None and BY_NAME[op.node.op].keeps_scale:
+            return self._quantizer(op.node.inputs[0])
+        return op.activation_post_process
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -174,14 +206,18 @@ class FakeQuantModel(nn.Module):
 
     def qtype(self, name: str) -> QType:
         """Format of a node's output: int8/int16 with its scale, or float."""
-        op = self._ops.get(name)
-        if op is None or op.hybrid:
-            return FLOAT
-        fake = op.activation_post_process
-        if fake is not None:
-            return QType(fake.spec.dtype, float(fake.scale))
-        operator = BY_NAME[op.node.op]
-        return self.qtype(op.node.inputs[0]) if operator.keeps_scale else FLOAT
+        fake = self._quantizer(name)
+        return FLOAT if fake is None else QType(fake.spec.dtype, float(fake.scale))
+
+
+def _child(owner: nn.Module, name: str) -> nn.Module | None:
+    return owner._modules.get(name)
+
+
+def _adopt(owner: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """Register a child; unlike ``add_module`` also where the user's name is that of a method, such as ``op``."""
+    owner._modules[name] = module
+    return module
 
 
 def _restore_state(model: nn.Module, _: Any) -> None:
@@ -207,6 +243,8 @@ def set_preserve_qat_mode(
         if not any(name == prefix or name.startswith(prefix + ".") for name, _ in model.ops()):
             raise QConfigError("QAT144", prefix, "no operator is under this name", "Use a name from print(model)")
     for name, op in model.ops():
+        if op.node.op in ("quantize", "dequantize"):
+            continue
         under = any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
         if under or op.node.module_type in type_names:
             op.preserve_qat_mode = value

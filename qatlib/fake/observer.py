@@ -9,9 +9,11 @@ from torch import Tensor
 
 from qatlib.errors import TrainingError
 from qatlib.fake.qconfig import FakeQuantSpec
-from qatlib.qtype import limits, scale_of
+from qatlib.qtype import DEAD_SCALE, limits, scale_of
 
 _FRACTIONS = 100
+_SMALLEST_LIMIT = 2.0**-100
+"""Keeps bins / limit a float32."""
 
 
 class Histogram:
@@ -49,15 +51,13 @@ class Histogram:
             )
         self.low, self.high = min(self.low, low), max(self.high, high)
         top = max(abs(low), abs(high))
-        if top == 0.0 and self.limit == 0.0:
-            self.limit = 2.0**-24
         self._grow(top)
         where_in = (x.detach().flatten().abs() * (self.bins / self.limit)).to(torch.int64).clamp_(max=self.bins - 1)
         self.counts += torch.bincount(where_in, minlength=self.bins).cpu()
 
     def _grow(self, top: float) -> None:
         if self.limit == 0.0:
-            self.limit = top
+            self.limit = max(top, _SMALLEST_LIMIT) if top else DEAD_SCALE
         while top > self.limit:
             merged = self.counts.view(-1, 2).sum(1)
             self.counts = torch.cat([merged, torch.zeros_like(merged)])

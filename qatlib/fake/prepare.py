@@ -15,6 +15,7 @@ from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.qconfig import QConfig
 from qatlib.graph.fuse import DENSE, fuse
 from qatlib.graph.ir import INPUT, OPAQUE, Graph, Node
+from qatlib.graph.normalize import function_type
 from qatlib.graph.trace import trace
 from qatlib.graph.verify import verify
 from qatlib.ops.base import BY_NAME
@@ -50,8 +51,13 @@ def prepare_graph(graph: Graph, choose: Choose, hybrid: Iterable[str] = ()) -> F
 
 
 def is_high_precision_candidate(graph: Graph, node: Node) -> bool:
-    """Whether ``node`` is a convolution or linear that only the network's outputs read."""
-    return node.op in DENSE and not _inner_readers(graph, graph.users(), node)
+    """Whether ``node`` is a convolution or linear, nothing but batch norm fused into it, that only outputs read."""
+    return _has_bare_accumulator(node) and not _inner_readers(graph, graph.users(), node)
+
+
+def _has_bare_accumulator(node: Node) -> bool:
+    """Whether the int32 accumulator of ``node`` is its result: no fused add or clamp comes after it."""
+    return node.op in DENSE and len(node.inputs) == 1 and "clamp" not in node.attrs
 
 
 def _inner_readers(graph: Graph, users: Mapping[str, list[Node]], node: Node) -> list[str]:
@@ -60,11 +66,13 @@ def _inner_readers(graph: Graph, users: Mapping[str, list[Node]], node: Node) ->
 
 
 def _check_high_precision(graph: Graph, users: Mapping[str, list[Node]], node: Node) -> None:
-    if node.op not in DENSE:
+    if not _has_bare_accumulator(node):
+        fused = f" with {' and '.join(node.absorbed)} fused into it" if node.absorbed else ""
         raise QConfigError(
             "QAT145",
             node.described(),
-            f"high-precision output asked of {node.op}; only conv and linear have an int32 accumulator to show",
+            f"high-precision output asked of {node.op}{fused}; only a conv or linear that ends in its accumulator, without"
+            " add, relu or clamp, can show it",
             "Remove high_precision from its qconfig override",
         )
     readers = _inner_readers(graph, users, node)
@@ -190,7 +198,7 @@ def prepare_qat_fx(
     Raises GraphError as :func:`qatlib.graph.trace.trace`; QConfigError (QAT146) for a name or type that matches nothing,
     or float operators without ``hybrid``.
     """
-    rules = qconfig_dict if isinstance(qconfig_dict, Mapping) else {"": qconfig_dict or QConfig()}
+    rules = {"": QConfig(), **qconfig_dict} if isinstance(qconfig_dict, Mapping) else {"": qconfig_dict or QConfig()}
     graph = fuse_fx(model, example_inputs, leaf, wrap)
     chosen = {node.name: _by_priority(model, node, rules) for node in graph.nodes}
     _check_rules_hit(graph, rules)
@@ -203,7 +211,7 @@ def prepare_qat_fx(
             "QAT146", sorted(floats)[0], f"{len(floats)} operators are to stay float", "Pass hybrid=True, or give them a qconfig"
         )
 
-    default = rules.get("") or QConfig()
+    default = rules[""] or QConfig()
 
     def choose(node: Node) -> QConfig:
         found = chosen.get(node.name) or default
@@ -215,22 +223,30 @@ def prepare_qat_fx(
 
 
 def _by_priority(model: nn.Module, node: Node, rules: Mapping[str, Any]) -> QConfig | None:
-    found = rules.get("", QConfig())
-    if node.op in (INPUT, OPAQUE) or not node.module:
+    found: QConfig | None = rules[""]
+    if node.op in (INPUT, OPAQUE):
         return found
     for kind, qconfig in dict(rules.get("module_type", {})).items():
         if _type_name(kind) == node.module_type:
             found = qconfig
     longest = -1
     for name, qconfig in dict(rules.get("module_name", {})).items():
-        if (node.module == name or node.module.startswith(name + ".")) and len(name) > longest:
+        if _is_under(node, name) and len(name) > longest:
             found, longest = qconfig, len(name)
-    module = model.get_submodule(node.module)
-    return module.qconfig if hasattr(module, "qconfig") else found  # type: ignore[return-value]
+    module = model.get_submodule(node.module) if node.module else None
+    return module.qconfig if hasattr(module, "qconfig") else found  # type: ignore[union-attr, return-value]
+
+
+def _is_under(node: Node, name: str) -> bool:
+    """Whether the module or function ``name``, or one inside it, became ``node`` or was fused into it."""
+    own = (node.module, node.name, *node.absorbed)
+    return any(part == name or part.startswith(name + ".") for part in own)
 
 
 def _type_name(kind: Any) -> str:
-    return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+    if isinstance(kind, str):
+        return kind
+    return f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else function_type(kind)
 
 
 def _check_rules_hit(graph: Graph, rules: Mapping[str, Any]) -> None:
@@ -244,7 +260,7 @@ def _named(graph: Graph, names: Mapping[str, Sequence[Any]]) -> set[str]:
     """Nodes of the modules, types or functions listed; each entry has to match."""
     found: set[str] = set()
     for name in names.get("module_name", ()):
-        hits = {n.name for n in graph.nodes if any(p == name or p.startswith(name + ".") for p in (n.module, n.name))}
+        hits = {n.name for n in graph.nodes if _is_under(n, name)}
         found |= _hit(hits, f"module_name {name!r}", [n.name for n in graph.nodes])
     for kind in names.get("module_type", ()):
         hits = {n.name for n in graph.nodes if n.module_type == _type_name(kind)}

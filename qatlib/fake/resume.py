@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qatlib.checkpoint import load_weights, read_metadata, save_tensors
+from qatlib.pipeline.checkpoint import load_weights, read_metadata, save_tensors
 
 
 @dataclass

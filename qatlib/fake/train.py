@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qatlib.config import QatParams
+from qatlib.pipeline.config import QatParams
 from qatlib.errors import TrainingError
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
 from qatlib.fake.resume import Progress, load_progress, save_progress
@@ -90,6 +90,7 @@ class Trainer:
             self._finish_epoch(progress, self.learning_rate(progress.step - 1))
             self._save(progress, optimizer)
         self.model.load_state_dict(progress.best_weights)
+        self.model.eval()
         return Trained(tuple(Epoch(**row) for row in progress.history), progress.best)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +18,9 @@ from qatlib.graph.unsupported import unsupported
 from qatlib.ops.base import BY_FUNCTION, BY_METHOD, Call, Operator, Ref
 
 
-def normalize(module: fx.GraphModule, runs: list[dict[str, Any]], leaf: set[str]) -> Graph:
+def normalize(module: fx.GraphModule, runs: list[dict[str, Any]], leaf: set[str], wrap: Sequence[Any]) -> Graph:
     """``runs`` are the results at two batch sizes: an axis that differs between them is the batch axis."""
-    return _Normalizer(module, runs, leaf).graph()
+    return _Normalizer(module, runs, leaf, {id(function) for function in wrap}).graph()
 
 
 @dataclass
@@ -27,6 +28,7 @@ class _Normalizer:
     module: fx.GraphModule
     runs: list[dict[str, Any]]
     leaf: set[str]
+    wrapped: set[int]
     nodes: list[Node] = field(default_factory=list)
     env: dict[fx.Node, Any] = field(default_factory=dict)
     missing: list[tuple[str, str, str]] = field(default_factory=list)
@@ -38,7 +40,7 @@ class _Normalizer:
             self.env[call] = self._visit(call)
         if self.missing:
             raise unsupported(self.missing)
-        leaves, structure = tree_flatten(self._resolve(output.args[0]))
+        leaves, structure = tree_flatten(_plain(self._resolve(output.args[0])))
         for value in leaves:
             if not isinstance(value, Ref):
                 seen = f"the model returns {type(value).__name__} that no operator made"
@@ -72,7 +74,7 @@ class _Normalizer:
         called = self.module.get_submodule(target) if node.op == "call_module" else None
         operator = self._operator(node, called)
         if operator is None:
-            if target in self.leaf or (callable(target) and getattr(target, "__module__", "") not in _BUILTIN):
+            if target in self.leaf or (callable(target) and (id(target) in self.wrapped or not _of_torch(target))):
                 return self._opaque(node, called)
             return self._unsupported(node, called)
         call = Call(
@@ -83,7 +85,13 @@ class _Normalizer:
             function=None if called else target,
             out_shape=self._shape(node),
         )
-        traced = operator.trace(call)
+        try:
+            traced = operator.trace(call)
+        except GraphError:
+            if not self.missing:
+                raise
+            # Perhaps a consequence of what is missing, which is reported first.
+            return Ref(self._name(node, called), self._shape(node))
         name = self._name(node, called)
         return self._add(
             Node(
@@ -154,7 +162,19 @@ class _Normalizer:
         return Ref(node.name, node.shape)
 
 
-_BUILTIN = {"_operator", "torch", "torch.nn.functional", "torch._C._nn", "torch._tensor", "builtins", "math", None}
+def _of_torch(function: Any) -> bool:
+    """Whether it is of torch or Python itself, not a function that the user marked with ``torch.fx.wrap``."""
+    package = (getattr(function, "__module__", None) or "builtins").partition(".")[0]
+    return package in ("torch", "_operator", "builtins", "math")
+
+
+def _plain(value: Any) -> Any:
+    """fx's immutable lists and dicts as the ones that the model returns."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return tuple(_plain(item) for item in value) if type(value) is tuple else value
 
 
 def _holds_tensor(value: Any) -> bool:
@@ -174,5 +194,10 @@ def _type_name(node: fx.Node, called: nn.Module | None) -> str:
         return f"{type(called).__module__}.{type(called).__qualname__}"
     if isinstance(node.target, str):
         return f"torch.Tensor.{node.target}"
-    name = re.sub(r"^_operator$", "operator", getattr(node.target, "__module__", None) or "torch")
-    return f"{name}.{getattr(node.target, '__name__', node.target)}"
+    return function_type(node.target)
+
+
+def function_type(function: Any) -> str:
+    """Module and name of a function, as people write it."""
+    package = re.sub(r"^_operator$", "operator", getattr(function, "__module__", None) or "torch")
+    return f"{package}.{getattr(function, '__name__', function)}"

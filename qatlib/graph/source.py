@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import fx, nn
 
 from qatlib.ops.base import BY_MODULE, Operator
 
-LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
+LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
 """Folders whose frames are not the user's code."""
 
 
@@ -33,5 +34,5 @@ def operator_of(module: nn.Module) -> Operator | None:
 def source_line(node: fx.Node) -> str:
     """``file.py:line`` of the user's code that made a node."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.stack_trace or "")
-    own = [f"{os.path.basename(path)}:{line}" for path, line in frames if not path.startswith(LIBRARIES)]
+    own = [f"{Path(path).name}:{line}" for path, line in frames if not path.startswith(LIBRARIES)]
     return own[-1] if own else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from qatlib.graph.ir import Graph
 from qatlib.graph.normalize import normalize
 from qatlib.graph.source import LIBRARIES, Shape, operator_of, source_line
 from qatlib.graph.verify import verify
+
 
 def trace(
     model: nn.Module,
@@ -36,7 +38,7 @@ def trace(
     with _inference(model), torch.no_grad():
         module = _symbolic(model, example_inputs, leaf, wrap)
         runs = [_results(module, example_inputs, batch) for batch in (2, 3)]
-        return verify(normalize(module, runs, set(leaf)), "trace")
+        return verify(normalize(module, runs, set(leaf), wrap), "trace")
 
 
 @contextmanager
@@ -53,6 +55,8 @@ def _inference(model: nn.Module) -> Iterator[None]:
 class _Tracer(fx.Tracer):
     def __init__(self, leaf: Sequence[str], wrap: Sequence[Callable[..., Any]]) -> None:
         super().__init__(autowrap_functions=tuple(wrap))
+        # fx looks in the globals of each forward; a wrapped function called from elsewhere is found where it is defined.
+        self._autowrap_search += [sys.modules[function.__module__] for function in wrap]
         self.record_stack_traces = True
         self._leaf = set(leaf)
 

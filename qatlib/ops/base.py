@@ -49,7 +49,7 @@ class Call:
         """Arguments by name, ``names`` in positional order; missing ones come from ``defaults``."""
         bound: dict[str, Any] = dict(defaults)
         bound.update(zip(names, self.args, strict=False))
-        bound.update({key: value for key, value in self.kwargs.items() if key in names})
+        bound.update({key: value for key, value in self.kwargs.items() if key in names or key in defaults})
         return bound
 
     def refuse(self, seen: str, fix: str) -> GraphError:

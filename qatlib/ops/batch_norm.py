@@ -13,7 +13,7 @@ class BatchNorm(Operator):
     modules = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
     def trace(self, call: Call) -> Traced:
-        module, x = call.module, call.args[0]
+        module, x = call.module, call.bind("input")["input"]
         assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
         if not isinstance(x, Ref):
             raise call.refuse("batch norm of a constant", "Normalize the constant once, in __init__")

@@ -26,7 +26,7 @@ class Cat(Operator):
         if not isinstance(tensors, list | tuple) or not all(isinstance(t, Ref) for t in tensors):
             raise call.refuse("concatenates a constant", "Concatenate activations only")
         axes = len(tensors[0].shape)
-        axis = int(found["dim"]) % axes
+        axis = int(call.kwargs.get("axis", found["dim"])) % axes
         if tensors[0].shape[axis] == -1:
             raise call.refuse("concatenates along the batch axis", "Concatenate along another axis")
         return Traced(tuple(tensors), {"axis": axis})

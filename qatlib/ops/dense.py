@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qatlib.integer import INT32, Accumulator, Product, Requantizer, factors
+from qatlib.integer import INT32, Accumulator, Product, Requantizer, factor, fused_factors
 from qatlib.ops.base import Attrs, Call, Cost, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.clamp import apply_clamp
 from qatlib.program import Op, Program
@@ -77,15 +77,19 @@ class Dense(Operator):
             low.emit(self.name, attrs, consts, accumulator_scale=self.over_channels(scale, len(low.node.shape)))
             return
         attrs["lo"], attrs["hi"] = low.output_clamp()
-        ratios = [acc_scale / low.output_scale]
-        if len(low.inputs) == 2:
-            ratios.append(np.full_like(acc_scale, low.input_scale(1) / low.output_scale))
-        solved = [factors(pair, low.bits, low.name) for pair in zip(*(r.tolist() for r in ratios), strict=True)]
-        columns = list(zip(*(multipliers for multipliers, _ in solved), strict=True))
-        for role, column in zip(("multiplier", "addend_multiplier"), columns, strict=False):
-            consts[role] = torch.tensor(column, dtype=torch.int32)
-        consts["shift"] = torch.tensor([shift for _, shift in solved], dtype=torch.int32)
+        consts |= self._factors(low, acc_scale / low.output_scale)
         low.emit(self.name, attrs, consts)
+
+    @staticmethod
+    def _factors(low: Lowering, ratios: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Tensor]:
+        """Multipliers and shifts per channel; ``ratios`` are accumulator scale over output scale."""
+        roles: tuple[str, ...] = ("multiplier", "shift")
+        if len(low.inputs) == 2:
+            roles, r2 = ("multiplier", "addend_multiplier", "shift"), low.input_scale(1) / low.output_scale
+            rows: list[tuple[int, ...]] = [fused_factors(r1, r2, low.bits, low.name) for r1 in ratios.tolist()]
+        else:
+            rows = [factor(r1, low.bits, low.name) for r1 in ratios.tolist()]
+        return {role: torch.tensor(column, dtype=torch.int32) for role, column in zip(roles, zip(*rows), strict=True)}
 
     # -- integer -------------------------------------------------------------------------------------------------
 

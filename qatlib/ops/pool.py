@@ -51,7 +51,7 @@ def _uniform(sizes: Sequence[int], outs: Sequence[int]) -> bool:
 class MaxPool(Operator):
     name = "max_pool"
     modules = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
-    functions = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+    functions = (F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)
     keeps_scale = True
 
     def trace(self, call: Call) -> Traced:
@@ -98,8 +98,8 @@ def _requantized_mean(low: Lowering, kind: str, attrs: dict[str, Any], divisors:
     """Emit a pool whose sum is divided by ``divisors``: one number, or one per output position."""
     if bool((divisors == divisors.flatten()[0]).all()):
         divisors = divisors.flatten()[:1]
-    ratio = low.input_scale(0) / low.output_scale
-    solved = [factor(ratio / count, low.bits, low.name) for count in divisors.flatten().tolist()]
+    scale, out = low.input_scale(0), low.output_scale
+    solved = [factor(scale / (out * count), low.bits, low.name) for count in divisors.flatten().tolist()]
     attrs["lo"], attrs["hi"] = low.output_clamp()
     consts = {
         "multiplier": torch.tensor([m for m, _ in solved], dtype=torch.int32).view(divisors.shape),

@@ -25,11 +25,12 @@ class Reshape(Operator):
     keeps_scale = True
 
     def trace(self, call: Call) -> Traced:
-        if not isinstance(call.args[0], Ref):
+        x = call.bind("input")["input"]
+        if not isinstance(x, Ref):
             raise call.refuse("reshape of a constant", "Reshape the constant once, in __init__")
         if call.out_shape.count(-1) > 1:
             raise call.refuse("the batch size appears in two axes of the result", "Keep the batch in one axis")
-        return Traced((call.args[0],), {"shape": list(call.out_shape)})
+        return Traced((x,), {"shape": list(call.out_shape)})
 
     def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:
         return inputs[0].reshape(attrs["shape"])
@@ -52,7 +53,7 @@ class Permute(Operator):
     keeps_scale = True
 
     def trace(self, call: Call) -> Traced:
-        x = call.args[0]
+        x = call.bind("input")["input"]
         if not isinstance(x, Ref):
             raise call.refuse("permute of a constant", "Permute the constant once, in __init__")
         dims = list(range(len(x.shape)))

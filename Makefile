@@ -1,0 +1,43 @@
+# make repro   set up, run the pipeline, show the result
+# make test    set up, run the tests
+
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Two OpenMP threads stall each other as soon as anything else runs on two cores.
+THREADS := OMP_NUM_THREADS=1
+
+.PHONY: repro test slow lint check bench clean
+
+repro: $(VENV)/.base
+	@dvc repro
+	@qatlib summary
+
+test: $(VENV)/.dev
+	$(THREADS) pytest
+
+slow: $(VENV)/.dev
+	$(THREADS) pytest -m slow
+
+lint: $(VENV)/.dev
+	ruff check .
+	ruff format --check .
+	mypy
+
+check: $(VENV)/.dev
+	dvc repro --dry --allow-missing
+
+bench: $(VENV)/.dev
+	python -m bench.emulator
+
+clean:
+	rm -rf $(VENV) .qatlib
+
+$(VENV)/.base: constraints.txt pyproject.toml
+	python3 -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[dev,examples]'
+	@touch $@

@@ -1,0 +1,91 @@
+"""The one input of all rules: everything the stages measured, as frozen data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from qatlib.analysis.edits import Record
+from qatlib.analysis.op_facts import OpFact
+from qatlib.analysis.records import Capture
+from qatlib.pipeline.config import Goal
+
+STAGES = ("float", "calib", "qat", "integer", "compiled")
+"""Stages that score the model, in the order of the pipeline; roots of their metrics.json."""
+
+STAGE_TITLES = {
+    "float": "float",
+    "calib": "calibrated",
+    "qat": "QAT",
+    "integer": "integer",
+    "compiled": "compiled",
+}
+
+
+@dataclass(frozen=True)
+class InputFact:
+    """Range of one model input over the analysis data, before quantization. ``scale`` and ``dtype`` are its format."""
+
+    name: str
+    min: float
+    max: float
+    mean: float
+    dtype: str
+    scale: float | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """``metrics`` maps a stage to its flat metrics (``accuracy``, ``images``, …); ``metric`` names the one that is
+    scored.
+
+    ``state`` is the FakeQuantState name of the model when it was scored, None when that is not known. ``floor`` is the
+    least acceptable float metric (greatest, where lower is better), ``max_train_val_gap`` the largest train-val gap.
+    The float metrics may hold that gap as ``train_val_gap``, or the metric on training data as ``train_<metric>``.
+    ``overrides`` and ``input_formats`` are the lists of qconfig as they stand, which an edit has to keep.
+    """
+
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    metric: str = "accuracy"
+    higher_is_better: bool = True
+    goals: tuple[Goal, ...] = ()
+    state: str | None = None
+    floor: float | None = None
+    max_train_val_gap: float = 0.08
+    overrides: tuple[Record, ...] = ()
+    input_formats: tuple[Record, ...] = ()
+    inputs: tuple[InputFact, ...] = ()
+    fvsq: Capture | None = None
+    qvsq: Capture | None = None
+    ops: tuple[OpFact, ...] = ()
+
+    def value(self, stage: str, key: str | None = None) -> float | None:
+        """Metric ``key`` (the scored one by default) of ``stage``; None if missing or not finite."""
+        found = self.metrics.get(stage, {}).get(key or self.metric)
+        return float(found) if found is not None and math.isfinite(found) else None
+
+    def ratio(self, stage: str, base: str = "float") -> float | None:
+        """``stage / base`` of the scored metric, inverted when lower is better; None if either is missing or 0."""
+        top, bottom = self.value(stage), self.value(base)
+        if not self.higher_is_better:
+            top, bottom = bottom, top
+        return None if top is None or not bottom else top / bottom
+
+    def goal_minimum(self, key: str, default: float) -> float:
+        """Lower bound that the goals set for ``key``, else ``default``."""
+        return next((g.min for g in self.goals if g.metric == key and g.min is not None), default)
+
+    @property
+    def fake_quant_stage(self) -> str:
+        """The stage whose model was converted: QAT where it ran, else calibration."""
+        return "qat" if self.value("qat") is not None else "calib"
+
+
+def input_facts(capture: Capture) -> tuple[InputFact, ...]:
+    """Facts of the model inputs in a capture whose reference is the float model; formats are the other model's."""
+    return tuple(
+        InputFact(r.inputs[0], seen.min, seen.max, seen.mean, r.qtype.dtype, r.scale)
+        for r in capture.records
+        if r.op == "quantize" and (seen := r.reference) is not None
+    )

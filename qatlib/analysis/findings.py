@@ -1,0 +1,61 @@
+"""A finding: what is wrong, where, the numbers that show it, the edit that cures it and the command that tries it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Severity = Literal["error", "warning", "info"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``edit`` is a YAML snippet for params.yaml (or a sentence, where the cure is not a parameter); ``command`` runs
+    it.
+
+    ``module`` is the name in the user's model, empty for the model as a whole. ``evidence`` maps a quantity, with its
+    unit in the name, to its value.
+    """
+
+    code: str
+    severity: Severity
+    title: str
+    module: str = ""
+    evidence: Mapping[str, float | int | str] = field(default_factory=dict)
+    edit: str = ""
+    command: str = ""
+
+    @property
+    def page(self) -> str:
+        """Page that explains the rule, relative to the root of the project."""
+        return f"docs/rules/{self.code}.md"
+
+    def document(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "code": self.code,
+            "severity": self.severity,
+            "title": self.title,
+            "module": self.module,
+            "evidence": dict(self.evidence),
+            "edit": self.edit,
+            "command": self.command,
+            "page": self.page,
+        }
+
+
+def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Errors first, then by code; findings of one rule keep the order in which the rule gave them."""
+    return tuple(sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), f.code)))
+
+
+def severity_counts(findings: Iterable[Finding]) -> dict[str, int]:
+    """Number of ``errors``, ``warnings`` and ``info``, zeros included.
+
+    The key is not ``error``: DVC takes a mapping with that key for a metric that failed to load.
+    """
+    counts = Counter(finding.severity for finding in findings)
+    return {"errors": counts["error"], "warnings": counts["warning"], "info": counts["info"]}

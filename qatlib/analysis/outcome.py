@@ -1,0 +1,56 @@
+"""Everything the analyze stage leaves in ``reports/``, from one set of facts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+
+from qatlib.analysis.facts import STAGES, Facts
+from qatlib.analysis.findings import Finding
+from qatlib.analysis.goals import GoalResult
+from qatlib.analysis.report import ReportData, write_report
+from qatlib.analysis.rules import run_rules
+from qatlib.analysis.similarity import write_similarity
+from qatlib.analysis.summary import build_summary, goal_results
+from qatlib.analysis.views import summary_markdown, terminal_table
+from qatlib.atomic import write_json, write_text
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was found; :meth:`table` is for ``rich.print``."""
+
+    summary: Mapping[str, Any]
+    findings: tuple[Finding, ...]
+    goals: tuple[GoalResult, ...]
+
+    def table(self, report: str = "reports/profiler.html") -> Group:
+        return terminal_table(self.summary, self.findings, self.goals, report)
+
+
+def publish(
+    facts: Facts,
+    folder: str | Path = "reports",
+    performance: Mapping[str, Any] | None = None,
+    expected: Sequence[str] = STAGES,
+) -> Outcome:
+    """Write ``summary.json``, ``summary.md``, ``findings.json``, ``profiler.html`` and the similarity tables.
+
+    ``performance`` is the content of a compile estimate (``Performance.to_dict()``); empty or None where there is none.
+    """
+    folder, performance = Path(folder), performance or None
+    findings = run_rules(facts)
+    summary = build_summary(facts, findings, None if performance is None else performance["latency_us"], expected)
+    goals = goal_results(summary, facts)
+    captures = tuple(seen for seen in (facts.fvsq, facts.qvsq) if seen is not None)
+    write_json(folder / "summary.json", summary)
+    write_json(folder / "findings.json", [finding.document() for finding in findings])
+    write_text(folder / "summary.md", summary_markdown(summary, findings, goals))
+    for seen in captures:
+        write_similarity(seen, folder)
+    write_report(folder / "profiler.html", ReportData(findings, captures, summary, goals, performance))
+    return Outcome(summary, findings, goals)

@@ -1,0 +1,116 @@
+"""The public calls of analysis: compare two adjacent models op by op, and write tables and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from qatlib.analysis.capture import Inputs, capture
+from qatlib.analysis.facts import Facts, input_facts
+from qatlib.analysis.findings import Finding
+from qatlib.analysis.op_facts import program_facts
+from qatlib.analysis.records import Capture, Mode
+from qatlib.analysis.report import ReportData, write_report
+from qatlib.analysis.rules import run_rules
+from qatlib.analysis.sides import FakeSide, IntegerSide
+from qatlib.analysis.similarity import SimilarityTable, check_measure, similarity_table, write_similarity
+from qatlib.analysis.states import float_view, require_quantized, require_untrained
+from qatlib.analysis.stats import Measure
+from qatlib.emulate import Emulator
+from qatlib.errors import ConfigError, DataError, StateError
+from qatlib.fake.calibrate import inputs_of
+from qatlib.program import Program
+
+
+def capture_pair(
+    model1: Any, model2: Any, inputs: Inputs | Iterable[Inputs], mode: Mode, measure: Measure | None = None
+) -> Capture:
+    """Capture two adjacent models over ``inputs`` (one batch, or an iterable of batches, with targets or without).
+
+    FvsQ: the float model (or a FakeQuantModel in CALIBRATION state) and its calibrated FakeQuantModel in VALIDATION
+    state. QvsQ: a FakeQuantModel in VALIDATION state and its integer form: a Program, an Emulator or what convert_fx
+    returned. Raises StateError (QAT155 to QAT158) for models in the wrong state and ConfigError (QAT108) for another
+    mode.
+    """
+    if mode == "FvsQ":
+        quantized = require_quantized(model2, "model2")
+        require_untrained(quantized, "model2")
+        batches, first = _peek(inputs, len(quantized.graph.inputs))
+        view = float_view(model1, quantized, first)
+        return capture(FakeSide(view), FakeSide(quantized), quantized.graph.nodes, batches, mode, measure)
+    if mode == "QvsQ":
+        fake = require_quantized(model1, "model1")
+        other = IntegerSide(_emulator(model2))
+        batches, _ = _peek(inputs, len(fake.graph.inputs))
+        return capture(FakeSide(fake), other, fake.graph.nodes, batches, mode, measure)
+    raise ConfigError(
+        "QAT108", "mode", f"{mode!r} is unknown", "Use FvsQ (float, calibrated) or QvsQ (fake-quant, integer)"
+    )
+
+
+def _peek(inputs: Inputs | Iterable[Any], count: int) -> tuple[Iterator[tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """All batches as tuples of ``count`` tensors, and the first. A tensor or a tuple of tensors is one batch."""
+    one_batch = isinstance(inputs, Tensor) or (isinstance(inputs, tuple) and all(isinstance(x, Tensor) for x in inputs))
+    source: Iterable[Any] = [inputs] if one_batch else inputs
+    batches = (inputs_of(batch, count) for batch in source)
+    first = next(batches, None)
+    if first is None:
+        raise DataError("QAT118", "analysis data", "holds no batch", "Give at least one batch of real input")
+    return chain([first], batches), first
+
+
+def _emulator(model: Any) -> Emulator:
+    if isinstance(model, Emulator):
+        return model
+    program = model if isinstance(model, Program) else getattr(model, "program", None)
+    if not isinstance(program, Program):
+        raise StateError(
+            "QAT155",
+            "model2",
+            f"is a {type(model).__name__}, expected an integer model",
+            "Pass what convert_fx returned",
+        )
+    return Emulator(program)
+
+
+def featuremap_similarity(
+    model1: Any,
+    model2: Any,
+    inputs: Inputs | Iterable[Inputs],
+    similarity: str | Callable[[Tensor, Tensor], float] = "Cosine",
+    mode: Mode = "FvsQ",
+) -> SimilarityTable:
+    """Similarity of every op's output, in forward order; ``.by_op_error()`` gives the table ordered by op error.
+
+    ``similarity`` is Cosine, MSE, L1, KL, SQNR, or a function of (reference, other) whose values are averaged over
+    batches.
+    """
+    name = similarity if isinstance(similarity, str) else "custom"
+    check_measure(name)
+    measure = None if isinstance(similarity, str) else similarity
+    return similarity_table(capture_pair(model1, model2, inputs, mode, measure), name)
+
+
+def model_profiler(
+    model1: Any,
+    model2: Any,
+    example_inputs: Inputs | Iterable[Inputs],
+    mode: Mode = "FvsQ",
+    out_dir: str | Path = "reports",
+) -> tuple[Finding, ...]:
+    """Compare two adjacent models and write ``similarity-<mode>.csv``, ``…-by-op-error.csv`` and ``profiler.html``.
+
+    Returns the findings, errors first. ``example_inputs`` is one batch or an iterable of batches of real data.
+    """
+    seen = capture_pair(model1, model2, example_inputs, mode)
+    facts = Facts(state="VALIDATION", inputs=input_facts(seen), fvsq=seen)
+    if mode == "QvsQ":
+        facts = Facts(state="VALIDATION", qvsq=seen, ops=program_facts(_emulator(model2).program))
+    findings = run_rules(facts)
+    write_similarity(seen, Path(out_dir))
+    write_report(Path(out_dir) / "profiler.html", ReportData(findings=findings, captures=(seen,)))
+    return findings

@@ -1,0 +1,102 @@
+"""Builds ``profiler.html``: one self-contained file, the same bytes for the same data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from qatlib.analysis.findings import Finding, severity_counts
+from qatlib.analysis.goals import GoalResult
+from qatlib.analysis.records import STAGES_OF, Capture
+from qatlib.analysis.report.plots import depth_plot
+from qatlib.analysis.report.tables import Cell, op_cells, op_columns, perf_cells, perf_columns, show
+from qatlib.analysis.report.waterfall import Waterfall, waterfall
+from qatlib.atomic import write_text
+
+OPEN = 3
+"""Findings shown unfolded."""
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What the page shows; a part that is empty or None is left out.
+
+    ``summary`` is the content of summary.json, ``performance`` that of a compile estimate (``Performance.to_dict()``).
+    """
+
+    findings: Sequence[Finding] = ()
+    captures: Sequence[Capture] = ()
+    summary: Mapping[str, Any] | None = None
+    goals: Sequence[GoalResult] = ()
+    performance: Mapping[str, Any] | None = None
+    title: str = "Quantization report"
+
+
+@dataclass(frozen=True)
+class _OpTable:
+    anchor: str
+    title: str
+    note: str
+    columns: Sequence[tuple[str, str]]
+    rows: Sequence[Sequence[Cell]]
+    plot: str = ""
+    unmeasured: Sequence[tuple[str, str, str]] = ()
+
+
+def render(data: ReportData) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=PackageLoader("qatlib.analysis.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["show"] = show
+    tables = [_capture_table(capture) for capture in data.captures]
+    if data.performance is not None:
+        tables.append(_perf_table(data.performance))
+    loss: Waterfall | None = waterfall(data.summary) if data.summary is not None else None
+    return environment.get_template("profiler.html.j2").render(
+        title=data.title,
+        loss=loss,
+        summary=data.summary,
+        goals=data.goals,
+        findings=data.findings,
+        counts=severity_counts(data.findings),
+        open=OPEN,
+        tables=tables,
+    )
+
+
+def write_report(path: str | Path, data: ReportData) -> None:
+    write_text(path, render(data))
+
+
+def _capture_table(capture: Capture) -> _OpTable:
+    reference, other = STAGES_OF[capture.mode]
+    return _OpTable(
+        anchor=capture.mode,
+        title=f"{reference.capitalize()} against {other}, op by op",
+        note=f"{capture.mode}, {capture.samples} samples, batches: {capture.batches}. For the accumulated error each "
+        "model runs on its own values; the op error gives both the same input. 1 LSB is one step of the output scale.",
+        columns=op_columns(),
+        rows=[op_cells(record) for record in capture.records],
+        plot=depth_plot(capture),
+        unmeasured=[(item.name, item.what, item.why) for item in capture.unmeasured],
+    )
+
+
+def _perf_table(performance: Mapping[str, Any]) -> _OpTable:
+    total = sum(float(op["latency_us"]) for op in performance["ops"])
+    return _OpTable(
+        anchor="performance",
+        title="Latency and traffic, op by op",
+        note=f"Target {performance['target']}: {total:.4g} µs for one inference, batch 1. An {performance['basis']}.",
+        columns=perf_columns(),
+        rows=[perf_cells(op, total) for op in performance["ops"]],
+    )

@@ -1,0 +1,115 @@
+"""Cells of the per-op tables: text to show, and the key to sort by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qatlib.analysis.records import OpRecord
+
+
+@dataclass(frozen=True)
+class Cell:
+    """``key`` is a number for numeric columns (None sorts last), else text. ``hint`` is shown on hover."""
+
+    text: str
+    key: float | str | None
+    hint: str = ""
+
+
+def show(value: object, digits: int = 4) -> str:
+    """A value for people: ``digits`` significant digits, a dash for None, ∞ for infinity."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        if math.isinf(value):
+            return "∞" if value > 0 else "−∞"
+        return f"{value:.{digits}g}"
+    return str(value)
+
+
+def _number(value: float | None, digits: int = 4, suffix: str = "") -> Cell:
+    if value is None:
+        return Cell("–", None)
+    key = value if math.isfinite(value) else math.copysign(1e300, value)
+    return Cell(show(float(value), digits) + suffix, key)
+
+
+def _fixed(value: float | None, decimals: int) -> Cell:
+    """Aligned decimals: for columns whose values lie close together."""
+    if value is None or not math.isfinite(value):
+        return _number(value)
+    return Cell(f"{value:.{decimals}f}", value)
+
+
+def op_columns() -> tuple[tuple[str, str], ...]:
+    """(heading, explanation) of the capture tables."""
+    return (
+        ("#", "Place in forward order"),
+        ("Module", "Module that computes it, with the call number of a shared one"),
+        ("Type", "Module or function"),
+        ("Format", "Output format"),
+        ("qscale", "Output scale"),
+        ("Min", "Smallest reference output"),
+        ("Max", "Largest reference output"),
+        ("Cosine", "Similarity of outputs, each model on its own values"),
+        ("Acc. SQNR dB", "Signal to error, each model on its own values; higher is better"),
+        ("Acc. error", "Largest absolute difference, in the output's unit"),
+        ("Acc. error LSB", "The same in output steps"),
+        ("Op SQNR dB", "Signal to error of this op alone, given the same input; higher is better"),
+        ("Op error LSB", "Largest difference of this op alone, in output steps"),
+        ("Codes differ", "Share of output codes that differ, given the same input"),
+    )
+
+
+def op_cells(record: OpRecord) -> tuple[Cell, ...]:
+    acc, same, seen = record.accumulated, record.same_input, record.reference
+    share = same.differing_share if same else None
+    kind = record.module_type.rpartition(".")[2]
+    return (
+        Cell(str(record.index), record.index),
+        Cell(record.title, record.title.lower(), record.name),
+        Cell(kind, kind.lower(), record.module_type),
+        Cell(record.qtype.dtype, record.qtype.dtype),
+        _number(record.scale),
+        _number(seen.min if seen else None),
+        _number(seen.max if seen else None),
+        _fixed(acc.cosine if acc else None, 5),
+        _fixed(acc.sqnr_db if acc else None, 1),
+        _number(acc.max_abs if acc else None),
+        _number(acc.max_lsb if acc else None, 3),
+        _fixed(same.sqnr_db if same else None, 1),
+        _number(same.max_lsb if same else None, 3),
+        _number(None if share is None else 100.0 * share, 3, " %"),
+    )
+
+
+def perf_columns() -> tuple[tuple[str, str], ...]:
+    return (
+        ("Op", "Value that the op writes"),
+        ("Kind", "Kind of Program op"),
+        ("Unit", "Part of the accelerator that computes it"),
+        ("Latency µs", "Estimated time"),
+        ("Share", "Share of the whole latency"),
+        ("MACs", "Multiply-accumulates"),
+        ("SRAM bytes", "Bytes moved in on-chip memory"),
+        ("DRAM bytes", "Bytes moved to and from off-chip memory, weights included"),
+        ("Bound by", "What limits it"),
+        ("Array use", "Multiply-accumulates over what the array could do in that time"),
+    )
+
+
+def perf_cells(op: Mapping[str, Any], total_us: float) -> tuple[Cell, ...]:
+    share = 100.0 * float(op["latency_us"]) / total_us if total_us else 0.0
+    return (
+        Cell(op["op"], str(op["op"]).lower(), op["module"]),
+        Cell(op["kind"], op["kind"]),
+        Cell(op["unit"], op["unit"]),
+        _number(float(op["latency_us"])),
+        Cell(f"{share:.1f} %", share),
+        *(Cell(f"{op[key]:,}", op[key]) for key in ("macs", "sram_bytes", "dram_bytes")),
+        Cell(op["bound"], op["bound"]),
+        Cell(f"{100.0 * float(op['utilization']):.1f} %", op["utilization"]),
+    )

@@ -1,0 +1,130 @@
+"""The two kinds of model a capture can run, behind one face: fake-quant (or its float view) and integer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from qatlib.ops.boundary import quantize
+from qatlib.program import Op, Program
+from qatlib.qtype import FLOAT, QType
+
+Visit = Callable[[str, tuple[Tensor, ...], Tensor], None]
+"""Called after each node with its name, real-valued inputs and real-valued output."""
+SeeOutput = Callable[[str, Tensor], None]
+"""Called after each node with its name and real-valued output."""
+
+
+class UnmeasurableError(Exception):
+    """An op has no same-input counterpart; the message says why. Never reaches a user."""
+
+
+class FakeModel(Protocol):
+    """The part of :class:`qatlib.fake.model.FakeQuantModel` that analysis uses."""
+
+    graph: Any
+
+    def walk(self, *inputs: Tensor, visit: Callable[..., None]) -> Any: ...
+    def compute(self, name: str, *inputs: Tensor) -> Tensor: ...
+    def qtype(self, name: str) -> QType: ...
+
+
+class Runner(Protocol):
+    """The part of :class:`qatlib.emulate.Emulator` that analysis uses."""
+
+    program: Program
+
+    def walk(self, *inputs: Tensor, visit: Callable[..., None]) -> Any: ...
+    def compute(self, op: Op, *codes: Tensor) -> Tensor: ...
+    def real(self, value_name: str, codes: Tensor) -> Tensor: ...
+    def codes(self, value_name: str, real: Tensor) -> Tensor: ...
+
+
+class Reference(Protocol):
+    """The model that a capture measures against."""
+
+    def walk(self, inputs: Sequence[Tensor], visit: Visit) -> None: ...
+
+
+class Other(Protocol):
+    """The model that a capture measures. ``same_input`` raises :class:`UnmeasurableError` where it cannot."""
+
+    def outputs(self, inputs: Sequence[Tensor], see: SeeOutput) -> None: ...
+    def same_input(self, name: str, sources: Sequence[str], inputs: Sequence[Tensor]) -> Tensor: ...
+    def qtype(self, name: str) -> QType: ...
+
+    def absent(self, name: str) -> str:
+        """Why ``name`` has no counterpart here; empty if it has one."""
+        ...
+
+
+class FakeSide:
+    """A FakeQuantModel, as reference (in CALIBRATION state: the float model) or as the one measured."""
+
+    def __init__(self, model: FakeModel) -> None:
+        self.model = model
+        self._names = {node.name for node in model.graph.nodes}
+
+    def walk(self, inputs: Sequence[Tensor], visit: Visit) -> None:
+        self.model.walk(*inputs, visit=lambda node, given, output: visit(node.name, given, output))
+
+    def outputs(self, inputs: Sequence[Tensor], see: SeeOutput) -> None:
+        self.model.walk(*inputs, visit=lambda node, given, output: see(node.name, output))
+
+    def same_input(self, name: str, sources: Sequence[str], inputs: Sequence[Tensor]) -> Tensor:
+        """Output of one op when nodes ``sources`` hold ``inputs`` (real), each first brought to this model's format."""
+        given = [fake_quantize(x, self.qtype(source)) for source, x in zip(sources, inputs, strict=True)]
+        return self.model.compute(name, *given)
+
+    def qtype(self, name: str) -> QType:
+        return self.model.qtype(name)
+
+    def absent(self, name: str) -> str:
+        return "" if name in self._names else "the other model has no node of this name"
+
+
+class IntegerSide:
+    """A Program, whose values bear the node names of the fake-quant model that it was converted from."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner, self.program = runner, runner.program
+        self._producer = {op.output: op for op in self.program.ops}
+
+    def outputs(self, inputs: Sequence[Tensor], see: SeeOutput) -> None:
+        real = self.runner.real
+        self.runner.walk(*inputs, visit=lambda op, given, output: see(op.output, real(op.output, output)))
+
+    def same_input(self, name: str, sources: Sequence[str], inputs: Sequence[Tensor]) -> Tensor:
+        """Output of the op, or ops, behind node ``name`` when nodes ``sources`` hold ``inputs`` (real-valued)."""
+        known: dict[str, Tensor] = {}
+        for source, tensor in zip(sources, inputs, strict=True):
+            if self.qtype(source).dtype == "int32":
+                raise UnmeasurableError(f"reads the int32 accumulator {source!r}, which nothing quantizes to")
+            if source in self.program.values:
+                known[source] = self.runner.codes(source, tensor)
+        return self.runner.real(name, self._evaluate(name, known))
+
+    def _evaluate(self, value: str, known: dict[str, Tensor]) -> Tensor:
+        if value not in known:
+            op = self._producer.get(value)
+            if op is None:
+                raise UnmeasurableError(f"the Program computes it from {value!r}, which is no input of this node")
+            known[value] = self.runner.compute(op, *(self._evaluate(source, known) for source in op.inputs))
+        return known[value]
+
+    def qtype(self, name: str) -> QType:
+        value = self.program.values.get(name)
+        return FLOAT if value is None else value.qtype
+
+    def absent(self, name: str) -> str:
+        return "" if name in self.program.values else "the Program has no value of this name (fused into another op)"
+
+
+def fake_quantize(tensor: Tensor, qtype: QType) -> Tensor:
+    """Round to the codes of ``qtype`` and back to reals; a format without a scale leaves the tensor as it is."""
+    if qtype.scale is None:
+        return tensor
+    qmin, qmax = qtype.limits
+    return quantize(tensor.float(), qtype.scale, qmin, qmax) * qtype.scale

@@ -1,0 +1,85 @@
+"""Which pairs of models may be compared at all: adjacent stages, in the right state."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from qatlib.errors import StateError
+from qatlib.fake.model import FakeQuantModel, set_fake_quantize
+from qatlib.fake.state import FakeQuantState
+
+_VALIDATION = "Call model.eval(), then set_fake_quantize(model, FakeQuantState.VALIDATION)"
+TOLERANCE = 1e-3
+"""Largest relative difference of outputs that folding batch norms may cause."""
+
+
+def require_quantized(model: Any, where: str) -> FakeQuantModel:
+    """``model`` if it is a FakeQuantModel that may be analysed as quantized, else StateError QAT155 or QAT156."""
+    if not isinstance(model, FakeQuantModel):
+        raise StateError(
+            "QAT155",
+            where,
+            f"is a {type(model).__name__}, expected a calibrated FakeQuantModel",
+            "Pass prepare_qat_fx's",
+        )
+    if model.state is not FakeQuantState.VALIDATION:
+        behaves = "computes as the float model" if not model.state.quantizes else "moves its scales while it runs"
+        raise StateError("QAT156", where, f"is in {model.state.name} state, in which it {behaves}", _VALIDATION)
+    if model.training:
+        raise StateError("QAT156", where, "is in train() mode", _VALIDATION)
+    return model
+
+
+def require_untrained(model: FakeQuantModel, where: str) -> None:
+    """Raise StateError (QAT157) if QAT moved the weights of ``model`` away from the float model's."""
+    if model.trained:
+        raise StateError(
+            "QAT157",
+            where,
+            "was trained (QAT), so its weights are no longer those of the float model and every op differs by training",
+            "Compare float with the calibrated model, and the QAT model with its integer form (mode QvsQ)",
+        )
+
+
+def float_view(model: nn.Module, quantized: FakeQuantModel, inputs: tuple[Tensor, ...]) -> FakeQuantModel:
+    """The float model as a FakeQuantModel in CALIBRATION state: a copy, so that its observers see nothing new.
+
+    ``model`` is that state itself, or the user's float model: then its outputs for ``inputs`` must agree with the float
+    view of ``quantized``. Raises StateError QAT156 for a quantizing model and QAT158 for one of other weights.
+    """
+    if isinstance(model, FakeQuantModel):
+        require_untrained(model, "model1")
+        if model.state is not FakeQuantState.CALIBRATION:
+            raise StateError(
+                "QAT156",
+                "model1",
+                f"is in {model.state.name} state, so it is not the float model",
+                "Pass the float model itself, or a copy in FakeQuantState.CALIBRATION",
+            )
+        return deepcopy(model).eval()
+    view = deepcopy(quantized).eval()
+    set_fake_quantize(view, FakeQuantState.CALIBRATION)
+    _require_same_outputs(model, view, inputs)
+    return view
+
+
+def _require_same_outputs(model: nn.Module, view: FakeQuantModel, inputs: tuple[Tensor, ...]) -> None:
+    training = model.training
+    try:
+        with torch.no_grad():
+            pairs = zip(tree_leaves(model.eval()(*inputs)), tree_leaves(view(*inputs)), strict=False)
+            worst = max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)) for a, b in pairs)
+    finally:
+        model.train(training)
+    if not worst <= TOLERANCE:
+        raise StateError(
+            "QAT158",
+            "model1",
+            f"and model2 with fake-quant off differ by {worst:.3g} of the largest output: not the same weights",
+            "Compare model2 with the float model that it was prepared from",
+        )

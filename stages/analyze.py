@@ -1,0 +1,48 @@
+"""Compare float, fake-quant and Program op by op; write findings, summary and the page."""
+
+from __future__ import annotations
+
+from qatlib.pipeline.config import Config
+from qatlib.pipeline.stage import stage
+
+
+@stage("analyze")
+def main(config: Config) -> None:
+    """Run the analysis on validation images and publish everything in reports/."""
+    import json
+    from pathlib import Path
+
+    from qatlib.analysis.facts import Facts, input_facts
+    from qatlib.analysis.op_facts import program_facts
+    from qatlib.analysis.outcome import publish
+    from qatlib.analysis.profiler import capture_pair
+    from qatlib.analysis.summary import read_metrics
+    from qatlib.program import Program
+    from qatlib.pipeline.project import Project
+
+    project, section = Project(config), config.analyze
+    batches = project.batches("val", section.batches * section.batch_size, section.batch_size)
+    calibrated = project.load_fake_quant("artifacts/calibrated.safetensors")
+    fvsq = capture_pair(project.float_model, calibrated, batches, "FvsQ")
+    fake, program = project.load_fake_quant("artifacts/qat.safetensors"), Program.load("artifacts/program")
+    metric = project.metric()
+    facts = Facts(
+        metrics=read_metrics("reports"),
+        metric=metric.name,
+        higher_is_better=metric.higher_is_better,
+        goals=config.goals,
+        state=fake.state.name,
+        floor=config.float_check.floor,
+        max_train_val_gap=config.float_check.max_train_val_gap,
+        overrides=tuple(record.model_dump(exclude_none=True) for record in config.qconfig.overrides),
+        input_formats=tuple(record.model_dump(exclude_none=True) for record in config.qconfig.inputs),
+        inputs=input_facts(fvsq),
+        fvsq=fvsq,
+        qvsq=capture_pair(fake, program, batches, "QvsQ"),
+        ops=program_facts(program),
+    )
+    publish(facts, performance=json.loads(Path("reports/compile_sim/performance.json").read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Compile the Program for the target, run it from its planned memory, estimate its latency."""
+
+from __future__ import annotations
+
+from qatlib.pipeline.config import Config
+from qatlib.pipeline.stage import stage
+
+REPORTS = "reports/compile_sim"
+
+
+@stage("compile_sim")
+def main(config: Config) -> None:
+    """Compile; check that every output element equals the Program's; score what runs from planned memory.
+
+    A Program that the target refuses is a result, not a failure: the refusals are written and the pipeline goes on.
+    """
+    from dataclasses import asdict
+
+    from qatlib.atomic import atomic_folder, write_json
+    from qatlib.compiler import check_model, compile_model, load_target
+    from qatlib.pipeline.metrics import write_metrics
+    from qatlib.program import Program
+    from qatlib.pipeline.project import Project
+    from qatlib.pipeline.scoring import check_compiled
+
+    project = Project(config)
+    program, target = Program.load("artifacts/program"), load_target(config.compile.target)
+    refusals = [asdict(violation) for violation in check_model(program, target)]
+    write_json(f"{REPORTS}/refusals.json", {"target": target.name, "refusals": refusals})
+    if refusals:
+        with atomic_folder("artifacts/executable") as folder:
+            write_json(folder / "refused.json", refusals)
+        write_json(f"{REPORTS}/performance.json", {})
+        write_metrics(f"{REPORTS}/metrics.json", "compiled", {"refused_ops": len(refusals)})
+        return
+    executable = compile_model(program, target)
+    checked = check_compiled(project, program, executable, config.compile.check_images)
+    scored = project.evaluate(lambda *inputs: program.nest(executable.run(*inputs)), "test")
+    executable.save("artifacts/executable")
+    write_json(f"{REPORTS}/performance.json", executable.performance.to_dict())
+    write_metrics(
+        f"{REPORTS}/metrics.json",
+        "compiled",
+        {
+            project.metric().name: scored.value,
+            "images": scored.images,
+            "check_images": checked,
+            "differing_elements": 0,
+            "refused_ops": 0,
+            "latency_us": executable.performance.latency_us,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Turn the fake-quant model into an integer Program and score its integers."""
+
+from __future__ import annotations
+
+from qatlib.pipeline.config import Config
+from qatlib.pipeline.stage import stage
+
+
+@stage("convert")
+def main(config: Config) -> None:
+    """Convert, and score the Program on the whole test split."""
+    from qatlib.compiler.target import load_target
+    from qatlib.convert import IntegerModel, to_program
+    from qatlib.pipeline.metrics import write_metrics
+    from qatlib.pipeline.project import Project
+
+    project = Project(config)
+    model = project.load_fake_quant("artifacts/qat.safetensors")
+    preserve = project.resolve_ops(config.convert.preserve, "convert.preserve")
+    program = to_program(model, preserve, load_target(config.compile.target).multiplier_bits)
+    scored = project.evaluate(IntegerModel(program, project.device), "test")
+    program.save("artifacts/program")
+    write_metrics(
+        "reports/convert/metrics.json",
+        "integer",
+        {
+            project.metric().name: scored.value,
+            "images": scored.images,
+            "ops": len(program.ops),
+            "float_islands": len(program.islands()),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

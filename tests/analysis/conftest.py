@@ -1,0 +1,11 @@
+"""Fixtures shared by the analysis tests."""
+
+from __future__ import annotations
+
+import pytest
+from analysis_nets import Trio, build_trio
+
+
+@pytest.fixture(scope="session")
+def trio() -> Trio:
+    return build_trio()

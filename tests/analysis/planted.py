@@ -1,0 +1,101 @@
+"""Facts without a fault, and builders that plant one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from qatlib.analysis.facts import Facts, InputFact
+from qatlib.analysis.op_facts import OpFact, WeightFact
+from qatlib.analysis.records import Capture, Mode, OpRecord
+from qatlib.analysis.stats import Comparison, RunningComparison, RunningSummary
+from qatlib.pipeline.config import Goal
+from qatlib.qtype import FLOAT, QType
+
+INT8 = QType("int8", 1 / 64)
+
+
+def comparison(noise: float, qtype: QType = INT8, count: int = 20_000) -> Comparison:
+    """Comparison of bell-shaped codes of deviation 0.5 with themselves plus uniform noise of that width."""
+    torch.manual_seed(0)
+    reference = torch.round(torch.randn(count) * 32).clamp(-127, 127) / 64
+    running = RunningComparison(qtype)
+    running.add(reference, reference + (torch.rand(count) - 0.5) * noise)
+    result = running.result()
+    assert result is not None
+    return result
+
+
+def record(index: int, name: str, op: str, inputs: tuple[str, ...], spread: float = 1.0, **changes: Any) -> OpRecord:
+    """A healthy op: codes equal, reference range about ``spread``."""
+    summary = RunningSummary()
+    summary.add(torch.linspace(-spread, spread, 101))
+    base = OpRecord(
+        index=index,
+        name=name,
+        module=name if op != "quantize" else "",
+        module_type="torch.nn." + op,
+        op=op,
+        inputs=inputs,
+        qtype=QType("int8", spread / 64),
+        reference=summary.result(),
+        other=summary.result(),
+        accumulated=comparison(1e-3),
+        same_input=comparison(1e-3),
+    )
+    return replace(base, **changes)
+
+
+def records(mode: Mode = "FvsQ", **changes: dict[str, Any]) -> Capture:
+    """quantize → conv1 → conv2 → cat(conv1, conv2) → fc; ``changes`` replaces fields of named records."""
+    made = [
+        record(0, "x_quant", "quantize", ("x",)),
+        record(1, "conv1", "conv", ("x_quant",)),
+        record(2, "conv2", "conv", ("conv1",), spread=2.0),
+        record(3, "join", "cat", ("conv1", "conv2"), spread=3.0),
+        record(4, "fc", "linear", ("join",), qtype=FLOAT, same_input=comparison(1e-3, FLOAT)),
+    ]
+    return Capture(mode, 2, 128, tuple(replace(r, **changes.get(r.name, {})) for r in made))
+
+
+def op(name: str, kind: str = "conv", **changes: Any) -> OpFact:
+    base = OpFact(
+        name=name,
+        module=name,
+        kind=kind,
+        dtype="int8",
+        scale=1 / 64,
+        inputs=("x.quant",),
+        input_scales=(1 / 128,),
+        acc_bound=100_000,
+        weight=WeightFact(8, (), tuple(0.01 + 0.001 * c for c in range(8))),
+    )
+    return replace(base, **changes)
+
+
+CLEAN = Facts(
+    metrics={
+        "float": {"accuracy": 0.93, "images": 10_000, "train_accuracy": 0.95, "train_val_gap": 0.02},
+        "calib": {"accuracy": 0.9285, "images": 10_000},
+        "qat": {"accuracy": 0.9291, "images": 10_000},
+        "integer": {"accuracy": 0.929, "images": 10_000},
+        "compiled": {"accuracy": 0.929, "images": 10_000, "refused_ops": 0},
+    },
+    goals=(Goal(metric="ratio.calib", min=0.99), Goal(metric="ratio.integer", min=0.99)),
+    state="VALIDATION",
+    floor=0.9,
+    inputs=(InputFact("x", -1.0, 1.0, 0.0, "int8", 1 / 128),),
+    fvsq=records(),
+    qvsq=records("QvsQ"),
+    ops=(op("conv1"), op("conv2", inputs=("conv1",)), op("fc", "linear", dtype="int32", scale=None, is_output=True)),
+)
+
+
+def scored(**values: float) -> dict[str, Any]:
+    """CLEAN's metrics with other scores, e.g. ``calib=0.5``; None-like stages are left out by passing nan."""
+    metrics = {stage: dict(numbers) for stage, numbers in CLEAN.metrics.items()}
+    for stage, value in values.items():
+        metrics[stage]["accuracy"] = value
+    return {"metrics": metrics}

@@ -1,0 +1,230 @@
+"""The streaming pass: what is compared with what, on fakes whose errors are known and on a real network."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from analysis_nets import Trio
+from torch import Tensor
+
+from qatlib.analysis.capture import capture
+from qatlib.analysis.profiler import capture_pair
+from qatlib.analysis.records import Capture, OpRecord
+from qatlib.analysis.sides import FakeSide, UnmeasurableError, Visit
+from qatlib.errors import ConfigError, DataError, StateError, TrainingError
+from qatlib.fake.model import set_fake_quantize
+from qatlib.fake.state import FakeQuantState
+from qatlib.graph.ir import Node
+from qatlib.qtype import FLOAT, QType
+
+NODES = (Node("a", "double", ("x",), module="m"), Node("b", "double", ("a",), module="m"))
+
+
+class Doubler:
+    """a = 2 x, b = 2 a, plus an offset at each op; both outputs have scale 0.5."""
+
+    def __init__(self, offset: float = 0.0, missing: str = "") -> None:
+        self.offset, self.missing = offset, missing
+
+    def walk(self, inputs: Sequence[Tensor], visit: Visit) -> None:
+        a = 2 * inputs[0] + self.offset
+        visit("a", (inputs[0],), a)
+        visit("b", (a,), 2 * a + self.offset)
+
+    def outputs(self, inputs: Sequence[Tensor], see: Any) -> None:
+        self.walk(inputs, lambda name, given, output: see(name, output))
+
+    def same_input(self, name: str, sources: Sequence[str], inputs: Sequence[Tensor]) -> Tensor:
+        if name == self.missing:
+            raise UnmeasurableError("it is hidden")
+        return 2 * inputs[0] + self.offset
+
+    def qtype(self, name: str) -> QType:
+        return QType("int8", 0.5)
+
+    def absent(self, name: str) -> str:
+        return ""
+
+
+def find(seen: Capture, name: str) -> OpRecord:
+    record = seen.find(name)
+    assert record is not None
+    return record
+
+
+def test_accumulated_error_grows_and_same_input_error_does_not() -> None:
+    seen = capture(Doubler(), Doubler(0.5), NODES, [torch.arange(4.0)], "FvsQ")
+    a, b = find(seen, "a"), find(seen, "b")
+    assert a.accumulated is not None
+    assert a.accumulated.max_lsb == 1.0
+    assert b.accumulated is not None
+    assert b.accumulated.max_lsb == 3.0
+    assert b.same_input is not None
+    assert b.same_input.max_lsb == 1.0
+    assert (a.call, b.call) == (1, 2), "both nodes call module m"
+    assert [a.title, b.title] == ["m (call 1)", "m (call 2)"]
+
+
+def test_what_cannot_be_measured_is_listed_with_its_reason() -> None:
+    seen = capture(Doubler(), Doubler(missing="b"), NODES, [torch.ones(1)], "FvsQ")
+    assert find(seen, "b").same_input is None
+    assert [(u.name, u.what, u.why) for u in seen.unmeasured] == [("b", "same-input error", "it is hidden")]
+
+
+def test_no_batch_outlives_its_turn() -> None:
+    alive: list[weakref.ref[Tensor]] = []
+
+    def batches() -> Any:
+        for _ in range(4):
+            assert sum(ref() is not None for ref in alive) <= 1
+            batch = torch.ones(2, 2)
+            alive.append(weakref.ref(batch))
+            yield batch
+
+    seen = capture(Doubler(), Doubler(), NODES, batches(), "FvsQ")
+    assert (seen.batches, seen.samples) == (4, 8)
+
+
+def test_nan_stops_the_capture_at_its_op() -> None:
+    with pytest.raises(TrainingError, match="QAT165 a:"):
+        capture(Doubler(), Doubler(), NODES, [torch.tensor([torch.nan])], "FvsQ")
+
+
+# -- a real network ----------------------------------------------------------------------------------------------------
+
+
+def test_fvsq_equals_numpy_on_collected_outputs(trio: Trio) -> None:
+    seen = capture_pair(trio.float_model, trio.fake, list(trio.batches), "FvsQ")
+    view = copy.deepcopy(trio.fake)
+    set_fake_quantize(view, FakeQuantState.CALIBRATION)
+    outputs: dict[str, list[list[np.ndarray]]] = {}
+    with torch.no_grad():
+        for i, model in enumerate((view, trio.fake)):
+            for batch in trio.batches:
+                keep = lambda node, _, out, i=i: outputs.setdefault(node.name, [[], []])[i].append(out.double().numpy())  # noqa: E731
+                model.walk(batch, visit=keep)
+    assert [r.name for r in seen.records] == list(outputs)
+    for record in seen.records:
+        a, b = (np.concatenate(side).ravel() for side in outputs[record.name])
+        assert record.accumulated is not None
+        assert record.accumulated.cosine == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), rel=1e-9)
+        assert record.accumulated.max_abs == np.abs(a - b).max()
+        assert record.reference is not None
+        assert record.reference.max == a.max()
+
+
+def test_fvsq_same_input_error_of_a_conv_equals_its_own_computation(trio: Trio) -> None:
+    batch = trio.batches[0]
+    seen = find(capture_pair(trio.float_model, trio.fake, batch, "FvsQ"), "side")
+    view = copy.deepcopy(trio.fake)
+    set_fake_quantize(view, FakeQuantState.CALIBRATION)
+    given: dict[str, tuple[Tensor, ...]] = {}
+    wanted: dict[str, Tensor] = {}
+    with torch.no_grad():
+        view.walk(batch, visit=lambda n, i, o: (given.update({n.name: i}), wanted.update({n.name: o})))
+        scale = trio.fake.qtype("block").scale
+        assert scale is not None
+        quantized = torch.clamp(torch.round(given["side"][0] / scale), -128, 127) * scale
+        got = trio.fake.compute("side", quantized)
+    assert seen.same_input is not None
+    assert seen.same_input.max_abs == float((got.double() - wanted["side"].double()).abs().max())
+
+
+def test_qvsq_finds_rounding_only(trio: Trio) -> None:
+    seen = capture_pair(trio.fake, trio.integer, list(trio.batches), "QvsQ")
+    assert len(seen.records) == 8
+    for record in seen.records:
+        assert record.same_input is not None, record.name
+        if record.scale is not None:
+            assert record.same_input.above_1_lsb == 0, record.name
+    fc = find(seen, "fc")
+    assert fc.same_input is not None
+    assert fc.same_input.max_lsb is None
+    assert [(u.name, u.what) for u in seen.unmeasured] == [("fc", "error in LSB and KL")]
+    assert find(seen, "x.quant").accumulated.sqnr_db == float("inf")  # type: ignore[union-attr]
+
+
+def test_batches_may_carry_targets(trio: Trio) -> None:
+    plain = capture_pair(trio.fake, trio.integer, list(trio.batches), "QvsQ")
+    loaded = [(batch, torch.zeros(4)) for batch in trio.batches]
+    assert capture_pair(trio.fake, trio.integer, loaded, "QvsQ") == plain
+
+
+def test_capture_leaves_the_models_alone(trio: Trio) -> None:
+    before = {key: value.clone() for key, value in trio.fake.state_dict().items()}
+    capture_pair(trio.float_model, trio.fake, trio.batches[0], "FvsQ")
+    after = trio.fake.state_dict()
+    assert trio.fake.state is FakeQuantState.VALIDATION
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_float_reference_may_be_the_model_in_calibration_state(trio: Trio) -> None:
+    view = copy.deepcopy(trio.fake)
+    set_fake_quantize(view, FakeQuantState.CALIBRATION)
+    assert capture_pair(view, trio.fake, trio.batches[0], "FvsQ") == capture_pair(
+        trio.float_model, trio.fake, trio.batches[0], "FvsQ"
+    )
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", [FakeQuantState.CALIBRATION, FakeQuantState.QAT])
+@pytest.mark.parametrize("mode", ["FvsQ", "QvsQ"])
+def test_a_model_that_does_not_only_quantize_is_refused(trio: Trio, state: FakeQuantState, mode: Any) -> None:
+    wrong = copy.deepcopy(trio.fake)
+    set_fake_quantize(wrong, state)
+    pair = (trio.float_model, wrong) if mode == "FvsQ" else (wrong, trio.integer)
+    with pytest.raises(StateError, match=rf"QAT156 .*{state.name}.*FakeQuantState\.VALIDATION"):
+        capture_pair(*pair, trio.batches[0], mode)
+
+
+def test_train_mode_is_refused(trio: Trio) -> None:
+    wrong = copy.deepcopy(trio.fake).train()
+    with pytest.raises(StateError, match=r"QAT156 model2: is in train\(\) mode"):
+        capture_pair(trio.float_model, wrong, trio.batches[0], "FvsQ")
+
+
+def test_float_against_trained_is_refused_with_the_reason(trio: Trio) -> None:
+    trained = copy.deepcopy(trio.fake)
+    trained.mark_trained()
+    with pytest.raises(StateError, match=r"QAT157 model2: was trained \(QAT\), so its weights"):
+        capture_pair(trio.float_model, trained, trio.batches[0], "FvsQ")
+    assert capture_pair(trained, trio.integer, trio.batches[0], "QvsQ").samples == 4
+
+
+def test_another_float_model_is_refused(trio: Trio) -> None:
+    other = copy.deepcopy(trio.float_model)
+    torch.nn.init.ones_(other.fc.weight)
+    with pytest.raises(StateError, match="QAT158"):
+        capture_pair(other, trio.fake, trio.batches[0], "FvsQ")
+
+
+def test_wrong_kinds_are_refused(trio: Trio) -> None:
+    with pytest.raises(StateError, match="QAT155 model2: is a Net"):
+        capture_pair(trio.fake, trio.float_model, trio.batches[0], "QvsQ")
+    with pytest.raises(StateError, match="QAT155 model2: is a Net"):
+        capture_pair(trio.float_model, trio.float_model, trio.batches[0], "FvsQ")
+    with pytest.raises(ConfigError, match="QAT108"):
+        capture_pair(trio.fake, trio.integer, trio.batches[0], "FvsF")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="QAT118"):
+        capture_pair(trio.fake, trio.integer, [], "QvsQ")
+
+
+def test_fake_side_quantizes_inputs_only_where_they_have_a_scale() -> None:
+    model = SimpleNamespace(
+        graph=SimpleNamespace(nodes=NODES),
+        compute=lambda name, *x: x[0],
+        qtype=lambda name: QType("int8", 0.5) if name == "a" else FLOAT,
+    )
+    side = FakeSide(model)  # type: ignore[arg-type]
+    x = torch.tensor([0.3, 1000.0])
+    assert side.same_input("b", ("a",), (x,)).tolist() == [0.5, 63.5]
+    assert torch.equal(side.same_input("a", ("x",), (x,)), x)

@@ -1,0 +1,213 @@
+"""Every rule: its planted fault is found with code and module, and nothing is found where there is none."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planted import CLEAN, comparison, op, record, records, scored
+from ruamel.yaml import YAML
+
+from qatlib.analysis.facts import Facts, InputFact, input_facts
+from qatlib.analysis.findings import Finding, severity_counts
+from qatlib.analysis.op_facts import WeightFact
+from qatlib.analysis.records import Capture
+from qatlib.analysis.rules import all_rules, rule, run_rules
+from qatlib.pipeline.config import Config
+
+ROOT = Path(__file__).parents[2]
+CODES = [each.code for each in all_rules()]
+
+
+def input_of(low: float, high: float, scale: float | None = 1 / 128, dtype: str = "int8") -> dict[str, Any]:
+    return {"inputs": (InputFact("x", low, high, (low + high) / 2, dtype, scale),)}
+
+
+def extra(**metrics: float) -> dict[str, Any]:
+    """CLEAN's metrics with keys such as ``float__train_val_gap`` replaced."""
+    changed = {stage: dict(numbers) for stage, numbers in CLEAN.metrics.items()}
+    for path, value in metrics.items():
+        stage, key = path.split("__")
+        changed[stage][key] = value
+    return {"metrics": changed}
+
+
+WIDE_ADD = Capture(
+    "FvsQ",
+    1,
+    1,
+    (record(0, "a", "conv", ("x",)), record(1, "b", "conv", ("a",), spread=100.0), record(2, "sum", "add", ("a", "b"))),
+)
+COARSE, COARSER = comparison(0.2), comparison(0.4)
+DEAD = WeightFact(8, (2, 5), (0.01,) * 8)
+OUTLIER = WeightFact(8, (), (0.01,) * 6 + (1.0, 0.01))
+
+PLANTED: list[tuple[str, str, str, dict[str, Any]]] = [
+    ("QAT001", "error", "", scored(calib=0.70, qat=0.93)),
+    ("QAT002", "info", "", scored(calib=0.90)),
+    ("QAT003", "error", "", {"state": "CALIBRATION"}),
+    ("QAT003", "warning", "", {"state": None, **scored(calib=0.93)}),
+    ("QAT004", "error", "conv1", {**scored(integer=0.85, compiled=0.85), "qvsq": records("QvsQ")}),
+    ("QAT005", "warning", "x", input_of(0.0, 1.0)),
+    ("QAT005", "warning", "x", input_of(0.0, 255.0, 2.0)),
+    ("QAT005", "warning", "x", input_of(-3.0, 3.0, 3 / 128)),
+    ("QAT006", "info", "x", input_of(-1.0, 1.0, 0.02)),
+    ("QAT007", "warning", "fc", {"ops": (op("fc", "linear", is_output=True),)}),
+    ("QAT008", "warning", "conv2", {"fvsq": records(conv2={"same_input": COARSE})}),
+    ("QAT009", "warning", "join", {"fvsq": records(conv1={"reference": record(0, "", "", (), 1e-2).reference})}),
+    ("QAT009", "info", "sum", {"fvsq": WIDE_ADD}),
+    ("QAT009", "warning", "j", {"fvsq": None, "ops": (op("j", "cat", inputs=("a", "b"), input_scales=(0.5, 0.01)),)}),
+    ("QAT010", "info", "conv2", {"ops": (op("conv1"), op("conv2", weight=DEAD))}),
+    ("QAT010", "error", "conv2", {"ops": (op("conv2", weight=WeightFact(2, (0, 1))),)}),
+    ("QAT011", "info", "conv2", {"ops": (op("conv1"), op("conv2", weight=OUTLIER))}),
+    ("QAT012", "error", "", {"floor": 0.95}),
+    ("QAT013", "warning", "", extra(float__train_val_gap=0.2)),
+    ("QAT014", "warning", "conv2", {"ops": (op("conv1"), op("conv2", inputs=("conv1",), acc_bound=2**31))}),
+    ("QAT015", "error", "conv2", {"qvsq": records("QvsQ", conv2={"same_input": comparison(0.1)})}),
+    ("QAT016", "warning", "", scored(qat=0.92, integer=0.92, compiled=0.92)),
+    ("QAT017", "error", "", scored(compiled=0.9289)),
+    ("QAT018", "info", "", extra(integer__images=500)),
+    ("QAT019", "warning", "fc", {"fvsq": records(fc={"accumulated": replace(comparison(1e-3), dot=-1.0)})}),
+    ("QAT020", "error", "", extra(compiled__refused_ops=2)),
+]
+
+
+def test_clean_facts_give_no_finding() -> None:
+    assert run_rules(CLEAN) == ()
+    assert run_rules(Facts()) == ()
+
+
+@pytest.mark.parametrize(("code", "severity", "module", "fault"), PLANTED)
+def test_planted_fault_is_found(code: str, severity: str, module: str, fault: dict[str, Any]) -> None:
+    found = [(f.code, f.severity, f.module) for f in run_rules(replace(CLEAN, **fault))]
+    assert (code, severity, module) in found
+    assert {c for c, _, _ in found} == {code}, "one fault, one kind of finding"
+
+
+def test_every_rule_has_a_planted_fault_and_a_page() -> None:
+    assert sorted({code for code, *_ in PLANTED}) == CODES
+    pages = {path.stem for path in (ROOT / "docs/rules").glob("QAT*.md")}
+    assert pages == set(CODES)
+    for code in CODES:
+        text = (ROOT / f"docs/rules/{code}.md").read_text()
+        assert text.startswith(f"# {code} ")
+        headings = re.findall(r"^## (.*)$", text, re.M)
+        assert headings == ["Why it matters", "How to see it", "How to fix it", "When to ignore it"], code
+
+
+@pytest.mark.parametrize(("code", "severity", "module", "fault"), PLANTED)
+def test_edits_are_legal_params_and_commands_runnable(
+    code: str, severity: str, module: str, fault: dict[str, Any]
+) -> None:
+    for finding in run_rules(replace(CLEAN, **fault)):
+        assert finding.edit
+        assert finding.command.startswith("dvc ")
+        first = finding.edit.split("\n")[0]
+        if re.fullmatch(r"\w+:", first):
+            params = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+            for section, values in YAML(typ="safe").load(finding.edit).items():
+                params.setdefault(section, {}).update(values)
+            Config.model_validate(params)
+
+
+# -- what the planted table cannot say ---------------------------------------------------------------------------------
+
+
+def only(facts: Facts, code: str) -> list[Finding]:
+    return [finding for finding in run_rules(facts) if finding.code == code]
+
+
+def test_ratio_is_inverted_when_lower_is_better() -> None:
+    metrics = {"float": {"error": 0.1}, "calib": {"error": 0.2}}
+    facts = Facts(metrics=metrics, metric="error", higher_is_better=False)
+    assert facts.ratio("calib") == 0.5
+    assert [f.code for f in run_rules(facts)] == ["QAT001"]
+
+
+def test_the_exact_threshold_of_calibration_belongs_to_tuning() -> None:
+    facts = Facts(metrics={"float": {"accuracy": 1.0}, "calib": {"accuracy": 0.8}})
+    assert [(f.code, f.severity) for f in run_rules(facts)] == [("QAT002", "warning")]
+
+
+def test_the_goal_of_params_decides_what_calibration_owes() -> None:
+    easy = replace(CLEAN, goals=(), **scored(calib=0.925))
+    assert not only(easy, "QAT002")
+    assert only(replace(easy, **scored(calib=0.92)), "QAT002")
+
+
+def test_equal_scores_on_few_images_or_in_a_known_state_are_no_fault() -> None:
+    same = scored(calib=0.93)
+    assert not only(replace(CLEAN, **same), "QAT003")
+    same["metrics"]["calib"]["images"] = 100
+    assert not only(replace(CLEAN, state=None, **same), "QAT003")
+
+
+def test_only_the_first_coarse_op_of_a_chain_is_blamed() -> None:
+    chain = records(conv1={"same_input": COARSE}, conv2={"same_input": COARSER}, join={"same_input": COARSER})
+    assert [f.module for f in only(replace(CLEAN, fvsq=chain), "QAT008")] == ["conv1"]
+
+
+def test_int16_op_and_scale_keeping_op_are_not_asked_for_int16() -> None:
+    from qatlib.qtype import QType
+
+    wide = records(conv2={"same_input": COARSE, "qtype": QType("int16", 1e-4)})
+    assert not only(replace(CLEAN, fvsq=wide), "QAT008")
+    kept = record(1, "pool", "max_pool", ("conv",), same_input=COARSE)
+    seen = Capture("FvsQ", 1, 1, (record(0, "conv", "conv", ("x",)), kept))
+    assert not only(replace(CLEAN, fvsq=seen), "QAT008")
+
+
+def test_a_coarse_input_is_cured_in_the_input_table() -> None:
+    (finding,) = only(replace(CLEAN, fvsq=records(x_quant={"same_input": COARSE})), "QAT008")
+    assert finding.edit == "qconfig:\n  inputs:\n    - match: x\n      activation: int16"
+
+
+def test_a_float_island_owes_no_contract() -> None:
+    broken = records("QvsQ", conv2={"same_input": comparison(0.1)})
+    assert only(replace(CLEAN, qvsq=broken), "QAT015")
+    assert not only(replace(CLEAN, qvsq=broken, ops=(op("conv2", "float_op"),)), "QAT015")
+
+
+def test_one_code_on_a_few_elements_keeps_the_contract() -> None:
+    base = comparison(0.0)
+    for differing, count, broken in ((20, 20_000, False), (60, 20_000, True), (1, 100, False), (4, 100, True)):
+        seen = replace(base, differing=differing, above_1_lsb=0, count=count)
+        findings = only(replace(CLEAN, qvsq=records("QvsQ", conv2={"same_input": seen})), "QAT015")
+        assert bool(findings) is broken, (differing, count)
+
+
+def test_the_command_keeps_the_overrides_that_stand() -> None:
+    facts = replace(CLEAN, fvsq=records(conv2={"same_input": COARSE}), overrides=({"match": "head.*", "scale": 0.5},))
+    (finding,) = only(facts, "QAT008")
+    assert finding.edit == "qconfig:\n  overrides:\n    - match: conv2\n      activation: int16"
+    assert finding.command == (
+        "dvc exp run --temp -S \"qconfig.overrides=[{match: conv2, activation: int16}, {match: 'head.*', scale: 0.5}]\""
+    )
+
+
+def test_all_inputs_are_looked_at_with_their_scale_advice() -> None:
+    facts = replace(CLEAN, inputs=(InputFact("a", 0.0, 255.0, 127.0, "int8", 2.0), *CLEAN.inputs))
+    (finding,) = only(facts, "QAT005")
+    assert finding.module == "a"
+    assert "scale: 1.99219" in finding.edit
+    assert finding.evidence["max"] == 255.0
+
+
+def test_input_facts_name_the_input_behind_the_quantizer() -> None:
+    (seen,) = input_facts(records())
+    assert (seen.name, seen.min, seen.max, seen.dtype, seen.scale) == ("x", -1.0, 1.0, "int8", 1 / 64)
+
+
+def test_findings_are_ordered_and_counted_by_severity() -> None:
+    findings = run_rules(replace(CLEAN, floor=0.95, **input_of(0.0, 255.0), **scored(calib=0.90)))
+    assert [f.code for f in findings] == ["QAT012", "QAT005", "QAT002"]
+    assert severity_counts(findings) == {"errors": 1, "warnings": 1, "info": 1}
+    assert severity_counts(()) == {"errors": 0, "warnings": 0, "info": 0}
+
+
+def test_a_code_cannot_be_claimed_twice() -> None:
+    with pytest.raises(TypeError, match="QAT001 is claimed by"):
+        rule("QAT001", guide="G5")(lambda facts: [])

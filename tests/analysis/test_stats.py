@@ -1,0 +1,109 @@
+"""Streaming statistics against NumPy on the whole data at once."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qatlib.analysis.stats import BINS, Comparison, RunningComparison, RunningSummary, check_finite
+from qatlib.errors import TrainingError
+from qatlib.qtype import FLOAT, QType
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def compare(reference: np.ndarray, other: np.ndarray, qtype: QType = FLOAT, parts: int = 1) -> Comparison:
+    running = RunningComparison(qtype)
+    for a, b in zip(np.array_split(reference, parts), np.array_split(other, parts), strict=True):
+        running.add(torch.from_numpy(a), torch.from_numpy(b))
+    result = running.result()
+    assert result is not None
+    return result
+
+
+def pair(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    reference = (rng.normal(3.0, 2.0, (12, 7)) * 10.0 ** rng.integers(-3, 3)).astype(np.float32)
+    return reference, (reference + rng.normal(0, 0.1, reference.shape) * reference.std()).astype(np.float32)
+
+
+@given(SEEDS, st.integers(1, 5))
+@settings(max_examples=30, deadline=None)
+def test_distances_equal_numpy_however_the_data_is_cut(seed: int, parts: int) -> None:
+    reference, other = pair(seed)
+    seen = compare(reference, other, parts=parts)
+    a, b = reference.astype(np.float64).ravel(), other.astype(np.float64).ravel()
+    assert seen.cosine == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), rel=1e-9)
+    assert seen.mse == pytest.approx(np.mean((a - b) ** 2), rel=1e-9)
+    assert seen.l1 == pytest.approx(np.mean(np.abs(a - b)), rel=1e-9)
+    assert seen.sqnr_db == pytest.approx(10 * np.log10(np.sum(a**2) / np.sum((a - b) ** 2)), rel=1e-9)
+    assert seen.max_abs == np.abs(a - b).max()
+
+
+@given(SEEDS, st.integers(1, 5), st.sampled_from(["int8", "int16"]))
+@settings(max_examples=30, deadline=None)
+def test_code_counts_and_kl_equal_numpy(seed: int, parts: int, dtype: str) -> None:
+    reference, other = pair(seed)
+    scale = np.float32(np.abs(reference).max() / (100 if dtype == "int8" else 30000))
+    seen = compare(reference, other, QType(dtype, float(scale)), parts)  # type: ignore[arg-type]
+    qmin, qmax = (-128, 127) if dtype == "int8" else (-32768, 32767)
+    raw = np.rint(reference / scale)
+    a, b = np.clip(raw, qmin, qmax).astype(int), np.clip(np.rint(other / scale), qmin, qmax).astype(int)
+    assert seen.differing == np.count_nonzero(a != b)
+    assert seen.above_1_lsb == np.count_nonzero(np.abs(a - b) > 1)
+    assert seen.saturated == np.count_nonzero((raw < qmin) | (raw > qmax))
+    edges = np.linspace(qmin, qmax + 1, BINS + 1)
+    p, q = (np.histogram(codes, edges)[0] + 0.5 for codes in (a, b))
+    p, q = p / p.sum(), q / q.sum()
+    assert seen.kl == pytest.approx(float(np.sum(p * np.log(p / q))), abs=1e-12)
+    assert seen.max_lsb == pytest.approx(np.abs(reference.astype(float) - other).max() / scale)
+
+
+@given(SEEDS, st.integers(1, 5))
+@settings(max_examples=30, deadline=None)
+def test_summary_equals_numpy(seed: int, parts: int) -> None:
+    values, _ = pair(seed)
+    values += 1e4
+    running = RunningSummary()
+    for part in np.array_split(values, parts):
+        running.add(torch.from_numpy(part))
+    seen = running.result()
+    assert seen is not None
+    exact = values.astype(np.float64)
+    assert (seen.count, seen.min, seen.max) == (exact.size, exact.min(), exact.max())
+    assert seen.mean == pytest.approx(exact.mean(), rel=1e-12)
+    assert seen.var == pytest.approx(exact.var(), rel=1e-6)
+
+
+def test_zero_tensor_has_cosine_zero_and_identical_ones_infinite_sqnr() -> None:
+    zero, one = np.zeros(4, np.float32), np.ones(4, np.float32)
+    assert compare(zero, one).cosine == 0.0
+    assert compare(zero, one).sqnr_db == -math.inf
+    assert compare(zero, zero).cosine == 0.0
+    assert compare(one, one).cosine == 1.0
+    assert compare(one, one).sqnr_db == math.inf
+
+
+def test_nothing_seen_gives_no_result() -> None:
+    assert RunningSummary().result() is None
+    assert RunningComparison(FLOAT).result() is None
+
+
+def test_user_measure_is_averaged_by_element_count() -> None:
+    running = RunningComparison(FLOAT, lambda a, b: float(a.numel()))
+    running.add(torch.zeros(1), torch.zeros(1))
+    running.add(torch.zeros(3), torch.zeros(3))
+    result = running.result()
+    assert result is not None
+    assert result.custom == (1 * 1 + 3 * 3) / 4
+
+
+def test_nan_is_an_error_with_place_and_count() -> None:
+    with pytest.raises(TrainingError, match=r"^QAT165 layer: 2 of 3 output elements") as caught:
+        check_finite(torch.tensor([1.0, math.nan, math.inf]), "layer")
+    assert caught.value.code == "QAT165"
