@@ -16,11 +16,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from qatlib.convert import to_program
 from qatlib.emulate import Emulator
-from qatlib.pipeline.entry import load_entry
 from qatlib.fake.calibrate import calibrate
 from qatlib.fake.prepare import evaluate_graph, fuse_fx, prepare_qat_fx
-from qatlib.convert import to_program
+from qatlib.pipeline.entry import load_entry
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -63,7 +63,9 @@ def report(factory: str, batch: int, threads: int, times: dict[str, list[float]]
     ratios = sorted(i / f for i, f in zip(times["integer"], times["float"], strict=True))
     median = {name: statistics.median(values) * 1e3 for name, values in times.items()}
     console = Console()
-    console.print(f"{factory}, batch {batch}, {threads} thread(s), {len(ratios)} interleaved runs, torch {torch.__version__}")
+    console.print(
+        f"{factory}, batch {batch}, {threads} thread(s), {len(ratios)} interleaved runs, torch {torch.__version__}"
+    )
     table = Table("side", "median ms", "ratio to float")
     table.add_row("float, BN folded", f"{median['float']:.1f}", "1.00")
     table.add_row("integer Program", f"{median['integer']:.1f}", f"{median['integer'] / median['float']:.2f}")

@@ -33,7 +33,7 @@ _HOME = {
     "qatlib.qtype": ("QType",),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
-__all__ = sorted(_WHERE)  # noqa: PLE0605 built from the table above
+__all__ = sorted(_WHERE)
 
 
 def __getattr__(name: str) -> Any:

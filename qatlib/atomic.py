@@ -24,7 +24,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = _fresh_name(path)
     try:
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

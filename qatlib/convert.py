@@ -45,7 +45,9 @@ def to_program(
     kept = set(preserve)
     unknown = kept - {name for name, _ in model.ops()}
     if unknown:
-        raise ProgramError("QAT170", f"preserve {sorted(unknown)[0]!r}", "no op has this name", "Use a name from print(model)")
+        raise ProgramError(
+            "QAT170", f"preserve {sorted(unknown)[0]!r}", "no op has this name", "Use a name from print(model)"
+        )
     emitter = Emitter()
     graph = model.graph
     for node in graph.nodes:

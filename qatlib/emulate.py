@@ -1,7 +1,7 @@
 """Running a Program with torch, bit for bit as ``docs/numerics.md`` says.
 
-Between operators, codes travel as float32 tensors of integers (int32 accumulators above 2^24 as float64): the kernels of
-:mod:`qatlib.ops` stay exact on them by proven bounds. Integers are made only where somebody looks.
+Between operators, codes travel as float32 tensors of integers (int32 accumulators above 2^24 as float64): the kernels
+of :mod:`qatlib.ops` stay exact on them by proven bounds. Integers are made only where somebody looks.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ class Emulator:
         last_use = {name: i for i, op in enumerate(program.ops) for name in op.inputs}
         kept = set(program.outputs)
         self._dying = [
-            {name for name in op.inputs if last_use[name] == i and name not in kept}
-            for i, op in enumerate(program.ops)
+            {name for name in op.inputs if last_use[name] == i and name not in kept} for i, op in enumerate(program.ops)
         ]
 
     def _full_range(self, name: str) -> Range:

@@ -58,11 +58,11 @@ class TrainingError(QatError, ArithmeticError):
 
 
 class ProgramError(QatError, ValueError):
-    """A Program cannot be built, loaded or run (QAT17x)."""
+    """A Program cannot be built, loaded (QAT17x) or run (QAT180 to QAT182)."""
 
 
 class CompileError(QatError, ValueError):
-    """A target description or a Program for that target is not acceptable (QAT18x)."""
+    """A target description or a Program for that target is not acceptable (QAT183 to QAT189)."""
 
 
 class StageError(QatError, RuntimeError):

@@ -12,7 +12,9 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,7 +34,7 @@ Route = str
 
 
 def factor(r: float, bits: int, where: str) -> tuple[int, int]:
-    """Multiplier of exactly ``bits`` bits and shift with ``r`` about ``M / 2^n``; ProgramError if n is not in [0, 62]."""
+    """Multiplier of exactly ``bits`` bits, and shift: ``r`` is about ``M / 2^n``. ProgramError unless 0 <= n <= 62."""
     (multiplier,), shift = factors([r], bits, where)
     return multiplier, shift
 
@@ -59,15 +61,17 @@ def factors(ratios: Sequence[float], bits: int, where: str) -> tuple[list[int], 
 def fused_factors(r1: float, r2: float, bits: int, where: str) -> tuple[int, int, int]:
     """``(M1, M2, n)`` of an addend fused into an accumulator: section 4 of ``docs/numerics.md``.
 
-    The accumulator's factor ``r1`` has exactly ``bits`` bits unless ``r2`` is over 2^11 times larger; the addend's factor
-    keeps ``bits`` significant bits below 2^31.
+    The accumulator's factor ``r1`` has exactly ``bits`` bits unless ``r2`` is over 2^11 times larger; the addend's
+    factor keeps ``bits`` significant bits below 2^31.
     """
     _, shift = factor(r1, bits, where)
     while shift > 0 and math.ldexp(r2, shift) >= 2**31 - 0.5:
         shift -= 1
     addend = round(math.ldexp(r2, shift))
     drop = max(0, addend.bit_length() - bits)
-    addend = min(round(math.ldexp(r2, shift - drop)), (1 << bits) - 1 if addend.bit_length() == 31 else 1 << bits) << drop
+    addend = (
+        min(round(math.ldexp(r2, shift - drop)), (1 << bits) - 1 if addend.bit_length() == 31 else 1 << bits) << drop
+    )
     return round(math.ldexp(r1, shift)), addend, shift
 
 
@@ -85,7 +89,8 @@ def exact_kernels() -> Iterator[None]:
             stack.enter_context(torch.autocast("cuda", enabled=False))
             stack.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))
         stack.enter_context(torch.backends.nnpack.flags(enabled=False))
-        for backend in (torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul):
+        mkldnn: Any = torch.backends.mkldnn
+        for backend in (mkldnn.conv, mkldnn.matmul):
             stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
             backend.fp32_precision = "ieee"
         torch.set_float32_matmul_precision("highest")
@@ -98,8 +103,8 @@ def exact_kernels() -> Iterator[None]:
 def convolution_is_direct(device: torch.device) -> bool:
     """Whether torch's float convolution on ``device`` is known to sum plain products.
 
-    On x86-64 oneDNN is asked for the direct algorithm. cuDNN and the Arm library choose Winograd by themselves; there the
-    emulator multiplies matrices of patches instead.
+    On x86-64 oneDNN is asked for the direct algorithm. cuDNN and the Arm library choose Winograd by themselves; there
+    the emulator multiplies matrices of patches instead.
     """
     return device.type == "cpu" and platform.machine().lower() in ("x86_64", "amd64")
 
@@ -133,10 +138,14 @@ def pad(x: Tensor, padding: Sequence[Sequence[int]], value: float = 0.0) -> Tens
 
 
 def float_convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """torch's own convolution with padding per side; 1 to 3 spatial axes."""
+    """torch's own convolution with padding per side; 1 to 3 spatial axes.
+
+    Dilated convolutions get their padding beforehand: with torch 2.13 on AVX2, oneDNN's kernel for padded, dilated,
+    channels-last input reads outside its buffers.
+    """
     conv: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
     padding: tuple[int, ...] | int = tuple(before for before, _ in geometry.padding)
-    if not geometry.symmetric:
+    if not geometry.symmetric or max(geometry.dilation) > 1:
         x, padding = pad(x, geometry.padding), 0
     return conv(x, weight, bias, geometry.stride, padding, geometry.dilation, geometry.groups)
 
@@ -166,8 +175,8 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 class Accumulator:
     """``sat32(product(x, weight) + bias)`` by the first route that is proven exact.
 
-    ``weight`` is ``[O, I, ...]`` and ``x`` has I on axis ``channel_axis``. The result is float32 on the route "float32" and
-    float64 otherwise. ``bound`` is the largest absolute accumulator.
+    ``weight`` is ``[O, I, ...]`` and ``x`` has I on axis ``channel_axis``. The result is float32 on the route "float32"
+    and float64 otherwise. ``bound`` is the largest absolute accumulator.
     """
 
     route: Route
@@ -202,8 +211,8 @@ class Accumulator:
         if self.route == "float64":
             acc = self.product(x.double(), self.weight, self.bias)
         else:
-            parts = x.float().split(self.splits, self.channel_axis)
-            weights = self.weight.split(self.splits, 1)
+            parts = torch.split_with_sizes(x.float(), self.splits, self.channel_axis)
+            weights = torch.split_with_sizes(self.weight, self.splits, 1)
             shape = [1] * x.dim()
             shape[self.channel_axis] = -1
             acc = self.bias.view(shape) + self.product(parts[0], weights[0], None)
@@ -214,19 +223,19 @@ class Accumulator:
 
 def _splits(magnitude: Tensor, largest: int, at_most: int = 8) -> tuple[int, ...]:
     """Sizes of input-channel chunks whose sums stay exact in float32; empty if ``at_most`` chunks do not do."""
-    per_channel = magnitude.flatten(2).sum(2) if magnitude.dim() > 2 else magnitude
-    running, sizes, size = torch.zeros_like(per_channel[:, 0]), [], 0
+    channels = magnitude.flatten(2).sum(2) if magnitude.dim() > 2 else magnitude
+    per_channel = channels.cpu().numpy() * largest
+    if per_channel.max() >= EXACT_FLOAT32:
+        return ()
+    starts, running = [0], np.zeros_like(per_channel[:, 0])
     for channel in range(per_channel.shape[1]):
-        grown = running + per_channel[:, channel]
-        if int(grown.max()) * largest >= EXACT_FLOAT32:
-            if size == 0 or len(sizes) + 2 > at_most:
+        running = running + per_channel[:, channel]
+        if running.max() >= EXACT_FLOAT32:
+            starts.append(channel)
+            running = per_channel[:, channel]
+            if len(starts) > at_most:
                 return ()
-            sizes.append(size)
-            grown, size = per_channel[:, channel], 0
-            if int(grown.max()) * largest >= EXACT_FLOAT32:
-                return ()
-        running, size = grown, size + 1
-    return (*sizes, size)
+    return tuple(np.diff([*starts, per_channel.shape[1]]).tolist())
 
 
 # -- requantization ----------------------------------------------------------------------------------------------------
@@ -236,8 +245,8 @@ def _splits(magnitude: Tensor, largest: int, at_most: int = 8) -> tuple[int, ...
 class Requantizer:
     """``clamp(rne(sum(term_i * M_i) / 2^n), lo, hi)`` for one or two terms.
 
-    Multipliers broadcast against the terms. With every term below 2^24 the work is done in float32 and only elements next
-    to a half are evaluated again in float64; see section 6 of ``docs/numerics.md`` for why that is exact.
+    Multipliers broadcast against the terms. With every term below 2^24 the work is done in float32 and only elements
+    next to a half are evaluated again in float64; see section 6 of ``docs/numerics.md`` for why that is exact.
     """
 
     exact: tuple[Tensor, ...]
@@ -248,15 +257,13 @@ class Requantizer:
     identity: bool
 
     @classmethod
-    def plan(
-        cls, multipliers: Sequence[Tensor], shift: Tensor, bounds: Sequence[int], lo: int, hi: int
-    ) -> Requantizer:
+    def plan(cls, multipliers: Sequence[Tensor], shift: Tensor, bounds: Sequence[int], lo: int, hi: int) -> Requantizer:
         """``bounds`` are the largest absolute values of the terms; ``multipliers`` and ``shift`` integer tensors."""
         power = torch.pow(2.0, -shift.double())
         exact = tuple(m.double() * power for m in multipliers)
         products = [bound * float(m.max()) for bound, m in zip(bounds, exact, strict=True)]
-        # One rounding cannot carry a product across a half, only onto it. A sum of two rounded products is off by at most
-        # three roundings of 2^-24, relative to their magnitudes.
+        # One rounding cannot carry a product across a half, only onto it. A sum of two rounded products is off by at
+        # most three roundings of 2^-24, relative to their magnitudes.
         near = 0.0 if len(exact) == 1 else 3 * sum(products) * 2.0**-24
         fast = max(bounds) < EXACT_FLOAT32 and near < 0.01
         identity = len(exact) == 1 and bool((exact[0] == 1).all()) and lo <= -bounds[0] and hi >= bounds[0]
@@ -268,7 +275,7 @@ class Requantizer:
             return terms[0].float()
         if not self.fast:
             return self._exact(terms).float()
-        shape = torch.broadcast_shapes(*(t.shape for t in terms))
+        shape = np.broadcast_shapes(*(tuple(t.shape) for t in terms))
         out = terms[0] if reuse else torch.empty_like(terms[0].expand(shape))
         rows = max(1, _CHUNK // max(1, out[0].numel())) if out.numel() > _CHUNK else out.shape[0]
         for start in range(0, out.shape[0], rows):
@@ -277,7 +284,7 @@ class Requantizer:
         return out
 
     def _fast(self, terms: list[Tensor], out: Tensor) -> None:
-        product = terms[0] * self.fast[0]
+        product = terms[0].expand_as(out) * self.fast[0]
         if len(terms) == 2:
             product.addcmul_(terms[1], self.fast[1])
         rounded = product.round()

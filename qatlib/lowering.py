@@ -30,7 +30,14 @@ class Emitter:
         self.ranges[value.name] = codes
 
     def add_op(
-        self, kind: str, value: Value, inputs: tuple[str, ...], attrs: Attrs, consts: Mapping[str, Tensor], module: str, origin: str
+        self,
+        kind: str,
+        value: Value,
+        inputs: tuple[str, ...],
+        attrs: Attrs,
+        consts: Mapping[str, Tensor],
+        module: str,
+        origin: str,
     ) -> Op:
         """Append an op that writes ``value``; its constants are stored under ``<value>.<role>``."""
         keys = {role: f"{value.name}.{role}" for role in consts}

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_unflatten, treespec_loads
 
 from qatlib.atomic import atomic_folder
 from qatlib.errors import ProgramError
-from qatlib.qtype import QType
+from qatlib.qtype import DType, QType
 
 SCHEMA = 1
 """Version of the file format; a Program of another version is refused."""
@@ -53,7 +53,8 @@ class Op:
     """One operator: reads ``inputs``, writes ``output``.
 
     ``attrs`` is plain JSON data. ``consts`` maps a role ("weight", "bias", "multiplier", "shift", …) to the key of a
-    constant. ``module`` is the qualified name in the user's model and ``origin`` the types fused into this op, for people.
+    constant. ``module`` is the qualified name in the user's model and ``origin`` the types fused into this op, for
+    people.
     """
 
     kind: str
@@ -72,7 +73,9 @@ class Op:
 
 @dataclass(frozen=True)
 class Program:
-    """Integer network. ``inputs`` and ``outputs`` are names of values; ``meta`` is JSON data about where it came from."""
+    """Integer network. ``inputs`` and ``outputs`` are names of values; ``meta`` is JSON data about where it came
+    from.
+    """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -184,7 +187,7 @@ class Program:
             ops=tuple(
                 Op(o.kind, o.output, tuple(o.inputs), o.attrs, o.consts, o.module, o.origin) for o in document.ops
             ),
-            values={v.name: Value(v.name, tuple(v.shape), QType(v.dtype, v.scale)) for v in document.values},  # type: ignore[arg-type]
+            values={v.name: v.value() for v in document.values},
             constants=load(blob),
             meta=document.meta,
         )
@@ -199,8 +202,11 @@ class _Strict(BaseModel):
 class _ValueRecord(_Strict):
     name: str
     shape: list[int]
-    dtype: str
+    dtype: DType
     scale: float | None
+
+    def value(self) -> Value:
+        return Value(self.name, tuple(self.shape), QType(self.dtype, self.scale))
 
 
 class _OpRecord(_Strict):

@@ -17,8 +17,8 @@ def main(config: Config) -> None:
     from qatlib.analysis.outcome import publish
     from qatlib.analysis.profiler import capture_pair
     from qatlib.analysis.summary import read_metrics
-    from qatlib.program import Program
     from qatlib.pipeline.project import Project
+    from qatlib.program import Program
 
     project, section = Project(config), config.analyze
     batches = project.batches("val", section.batches * section.batch_size, section.batch_size)

@@ -19,9 +19,9 @@ def main(config: Config) -> None:
     from qatlib.atomic import atomic_folder, write_json
     from qatlib.compiler import check_model, compile_model, load_target
     from qatlib.pipeline.metrics import write_metrics
-    from qatlib.program import Program
     from qatlib.pipeline.project import Project
     from qatlib.pipeline.scoring import check_compiled
+    from qatlib.program import Program
 
     project = Project(config)
     program, target = Program.load("artifacts/program"), load_target(config.compile.target)

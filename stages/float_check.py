@@ -11,6 +11,8 @@ REPORTS = "reports/float_check"
 @stage("float_check")
 def main(config: Config) -> None:
     """Load the float model strictly and score it."""
+    from dataclasses import asdict
+
     from qatlib.atomic import write_json
     from qatlib.pipeline.data import fingerprint
     from qatlib.pipeline.metrics import write_metrics
@@ -27,8 +29,8 @@ def main(config: Config) -> None:
     seen = fingerprint(project.split("calib"), len(project.split("calib")), "calib")  # type: ignore[arg-type]
     write_json(
         f"{REPORTS}/inputs.json",
-        {"images": seen.images, "sha256": seen.sha256, "min": seen.minimum, "max": seen.maximum, "mean": seen.mean, "std": seen.std},
-    )  # fmt: skip
+        asdict(seen),
+    )
     write_metrics(
         f"{REPORTS}/metrics.json",
         "float",

@@ -16,8 +16,8 @@ def main(config: Config) -> None:
     from functools import partial
 
     from qatlib.convert import convert_fx
-    from qatlib.pipeline.entry import load_entry
     from qatlib.fake.train import Scores, Trainer
+    from qatlib.pipeline.entry import load_entry
     from qatlib.pipeline.metrics import write_metrics
     from qatlib.pipeline.project import Project
     from qatlib.pipeline.reporting import step_bar, write_history
@@ -26,7 +26,13 @@ def main(config: Config) -> None:
     key = fingerprint(
         config=[config.model, config.data, config.metric, config.qconfig, config.qat, config.runtime],
         start=Path(CALIBRATED),
-        code=[Path(config.model.code), Path(config.data.code), Path("qatlib/fake"), Path("qatlib/ops"), Path("qatlib/graph")],
+        code=[
+            Path(config.model.code),
+            Path(config.data.code),
+            Path("qatlib/fake"),
+            Path("qatlib/ops"),
+            Path("qatlib/graph"),
+        ],
     )
     train = project.split("train")
     with step_bar("qat") as on_step:

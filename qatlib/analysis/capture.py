@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +20,8 @@ from qatlib.analysis.stats import Measure, RunningComparison, RunningSummary, ch
 from qatlib.graph.ir import INPUT, Node
 from qatlib.qtype import FLOAT
 
-Inputs = Tensor | Sequence[Tensor]
-"""Inputs of one batch: one tensor, or one for each input of the model."""
+Inputs = Tensor | Sequence[Tensor] | tuple[Sequence[Tensor], Any]
+"""One batch: a tensor, one for each input of the model, or inputs and target."""
 
 
 class _Gauge:

@@ -103,7 +103,9 @@ def _use(dtype: str, allowed: Sequence[str]) -> str:
 
 def _multipliers(op: Op, program: Program, target: Target) -> Iterator[tuple[str, str]]:
     roles = [role for role in op.consts if role.endswith("multiplier")]
-    bits = max((_significant_bits(m) for role in roles for m in program.constant(op, role).flatten().tolist()), default=0)
+    bits = max(
+        (_significant_bits(m) for role in roles for m in program.constant(op, role).flatten().tolist()), default=0
+    )
     if bits > target.multiplier_bits:
         yield (
             f"has a multiplier of {bits} bits; {target.name} multiplies by {target.multiplier_bits}",

@@ -22,8 +22,8 @@ TORCH_DTYPE = {"int8": torch.int8, "int16": torch.int16, "int32": torch.int32}
 class Machine:
     """SRAM and DRAM arenas of the sizes that the plan reaches, poisoned.
 
-    For ``batch`` samples at once every size and offset of the plan is multiplied by ``batch``: buffers that share bytes in
-    the plan share them here, and only those.
+    For ``batch`` samples at once every size and offset of the plan is multiplied by ``batch``: buffers that share bytes
+    in the plan share them here, and only those.
     """
 
     def __init__(self, program: Program, plan: MemoryPlan, batch: int = 1) -> None:

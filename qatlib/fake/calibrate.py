@@ -18,8 +18,8 @@ def calibrate(model: FakeQuantModel, dataloader: Iterable[Any], device: str | to
     """Set the scales of ``model`` from all batches of ``dataloader``; leave it in eval mode and VALIDATION state.
 
     A batch is a tensor, or a tuple whose first entries are the model's inputs (one tuple of inputs is fine too).
-    Returns the number of samples. Memory does not depend on the number of batches. Raises DataError (QAT110) for an empty
-    loader and TrainingError (QAT160) at the first operator whose output is not finite.
+    Returns the number of samples. Memory does not depend on the number of batches. Raises DataError (QAT110) for an
+    empty loader and TrainingError (QAT160) at the first operator whose output is not finite.
     """
     model.to(device).eval()
     for _, op in model.ops():

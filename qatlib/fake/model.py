@@ -22,7 +22,8 @@ Visit = Callable[[Node, tuple[Tensor, ...], Tensor], None]
 
 
 class FakeOp(nn.Module):
-    """One node. ``activation_post_process`` quantizes its output, ``weight_fake_quant`` its weights; either may be None.
+    """One node. ``activation_post_process`` quantizes its output, ``weight_fake_quant`` its weights; either may be
+    None.
 
     A hybrid op has neither and stays float. ``preserve_qat_mode`` keeps the op in this form after conversion.
     """
@@ -75,7 +76,7 @@ class FakeOp(nn.Module):
         return {role: getattr(self, role) for role in self.node.params}
 
     def quantized_params(self) -> dict[str, Tensor]:
-        """Weights rounded to their codes, and the bias to the accumulator's unit ``s_x * s_w[c]``, as integers will be."""
+        """Weights rounded to their codes, the bias to the accumulator's unit ``s_x * s_w[c]``, as integers will be."""
         params, fake = self.float_params(), self.weight_fake_quant
         if fake is None:
             return params
@@ -110,7 +111,7 @@ class FakeQuantModel(nn.Module):
         self._ops: dict[str, FakeOp] = {}
         self.register_buffer("state_code", torch.tensor(0, dtype=torch.uint8))
         self.register_buffer("trained_code", torch.tensor(0, dtype=torch.uint8))
-        self.register_load_state_dict_post_hook(_restore_state)
+        self.register_load_state_dict_post_hook(_restore_state)  # type: ignore[no-untyped-call]
         shared: dict[int, nn.Parameter] = {}
         modules: dict[int, nn.Module] = {}
         for node in graph.nodes:
@@ -122,7 +123,7 @@ class FakeQuantModel(nn.Module):
                     op._input_quantizer = (quantizer,)  # in a tuple: it belongs to another op
 
     def _place(self, name: str, op: FakeOp) -> None:
-        """Register ``op`` under its dotted name, so that ``get_submodule`` and state dicts read like the user's model."""
+        """Register ``op`` under its dotted name: submodules and state dicts then read like the user's model."""
         *path, leaf = name.split(".")
         owner: nn.Module = self
         for part in path:

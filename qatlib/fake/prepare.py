@@ -66,22 +66,22 @@ def _inner_readers(graph: Graph, users: Mapping[str, list[Node]], node: Node) ->
 
 
 def _check_high_precision(graph: Graph, users: Mapping[str, list[Node]], node: Node) -> None:
-    if not _has_bare_accumulator(node):
-        fused = f" with {' and '.join(node.absorbed)} fused into it" if node.absorbed else ""
-        raise QConfigError(
-            "QAT145",
-            node.described(),
-            f"high-precision output asked of {node.op}{fused}; only a conv or linear that ends in its accumulator, without"
-            " add, relu or clamp, can show it",
-            "Remove high_precision from its qconfig override",
-        )
     readers = _inner_readers(graph, users, node)
-    if readers:
+    if node.op in DENSE and readers:
         raise QConfigError(
             "QAT145",
             node.described(),
             f"output kept at 32 bit but read by {', '.join(readers)}; only the network's output may be",
             "Remove high_precision from its qconfig override, or use activation: int16",
+        )
+    if not _has_bare_accumulator(node):
+        fused = f" with {' and '.join(node.absorbed)} fused into it" if node.absorbed else ""
+        raise QConfigError(
+            "QAT145",
+            node.described(),
+            f"high-precision output asked of {node.op}{fused}; only a conv or linear that ends in its accumulator,"
+            " without add, relu or clamp, can show it",
+            "Remove high_precision from its qconfig override",
         )
 
 
@@ -190,13 +190,13 @@ def prepare_qat_fx(
 
     Args:
         qconfig_dict: keys ``""`` (global), ``"module_type"`` and ``"module_name"`` (mappings to a QConfig or None);
-            priority global < type < name < the module's own ``qconfig`` attribute. None means not quantized. A convolution
-            or linear at the output whose QConfig is the global one keeps its int32 accumulator.
+            priority global < type < name < the module's own ``qconfig`` attribute. None means not quantized. A
+            convolution or linear at the output whose QConfig is the global one keeps its int32 accumulator.
         hybrid: allow operators that stay float. ``hybrid_dict`` names them by ``"module_type"`` and ``"module_name"``.
         example_inputs: real tensors, batch first.
 
-    Raises GraphError as :func:`qatlib.graph.trace.trace`; QConfigError (QAT146) for a name or type that matches nothing,
-    or float operators without ``hybrid``.
+    Raises GraphError as :func:`qatlib.graph.trace.trace`; QConfigError (QAT146) for a name or type that matches
+    nothing, or float operators without ``hybrid``.
     """
     rules = {"": QConfig(), **qconfig_dict} if isinstance(qconfig_dict, Mapping) else {"": qconfig_dict or QConfig()}
     graph = fuse_fx(model, example_inputs, leaf, wrap)
@@ -208,7 +208,10 @@ def prepare_qat_fx(
     floats -= {n.name for n in graph.nodes if n.op == INPUT}
     if floats and not hybrid:
         raise QConfigError(
-            "QAT146", sorted(floats)[0], f"{len(floats)} operators are to stay float", "Pass hybrid=True, or give them a qconfig"
+            "QAT146",
+            sorted(floats)[0],
+            f"{len(floats)} operators are to stay float",
+            "Pass hybrid=True, or give them a qconfig",
         )
 
     default = rules[""] or QConfig()
@@ -252,7 +255,9 @@ def _type_name(kind: Any) -> str:
 def _check_rules_hit(graph: Graph, rules: Mapping[str, Any]) -> None:
     unknown = set(rules) - {"", "module_type", "module_name"}
     if unknown:
-        raise QConfigError("QAT146", f"qconfig_dict[{sorted(unknown)[0]!r}]", "is unknown", "Use '', 'module_type', 'module_name'")
+        raise QConfigError(
+            "QAT146", f"qconfig_dict[{sorted(unknown)[0]!r}]", "is unknown", "Use '', 'module_type', 'module_name'"
+        )
     _named(graph, {key: list(dict(rules.get(key, {}))) for key in ("module_type", "module_name")})
 
 

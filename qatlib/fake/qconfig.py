@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from qatlib.errors import QConfigError
 from qatlib.qtype import check_scale
@@ -16,8 +16,8 @@ METHODS: tuple[Method, ...] = ("min_max", "percentile", "mse")
 class FakeQuantSpec:
     """One fake-quant module.
 
-    ``method`` picks the threshold at calibration; ``percentile`` is in percent. ``scale`` fixes the scale (real units per
-    code) and switches the observer off. ``averaging_constant`` c moves the scale in QAT:
+    ``method`` picks the threshold at calibration; ``percentile`` is in percent. ``scale`` fixes the scale (real units
+    per code) and switches the observer off. ``averaging_constant`` c moves the scale in QAT:
     ``scale = (1 - c) * scale + c * current``; 0 keeps the calibrated scale.
     """
 
@@ -49,7 +49,8 @@ class FakeQuantSpec:
 @dataclass(frozen=True)
 class QConfig:
     """Formats of one operator. ``activation`` None asks for a high-precision (int32) output, which only a convolution
-    or linear at the network's output can have."""
+    or linear at the network's output can have.
+    """
 
     activation: FakeQuantSpec | None = FakeQuantSpec()
     weight: FakeQuantSpec = FakeQuantSpec(method="min_max", averaging_constant=1.0)
@@ -58,9 +59,10 @@ class QConfig:
         if self.weight.dtype != "int8":
             raise QConfigError("QAT142", "weight", f"dtype {self.weight.dtype!r}", "Weights are int8")
 
-    def with_activation(self, **changes: object) -> QConfig:
+    def with_activation(self, **changes: Any) -> QConfig:
         """A copy with other settings of the activation."""
-        return replace(self, activation=replace(self.activation or FakeQuantSpec(), **changes))  # type: ignore[arg-type]
+        spec = replace(self.activation or FakeQuantSpec(), **changes)
+        return replace(self, activation=spec)
 
 
 def get_default_qconfig(activation: str = "int8", method: str = "percentile", high_precision: bool = False) -> QConfig:

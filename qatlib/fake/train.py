@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qatlib.pipeline.config import QatParams
 from qatlib.errors import TrainingError
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
 from qatlib.fake.resume import Progress, load_progress, save_progress
 from qatlib.fake.state import FakeQuantState
+from qatlib.pipeline.config import QatParams
 
 Loss = Callable[[Any, Any], Tensor]
 Batches = Callable[[int, int], Iterable[tuple[tuple[Tensor, ...], Any]]]
@@ -135,7 +135,9 @@ class Trainer:
         limit = self.params.clip_grad_norm
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit)
         if not bool(torch.isfinite(norm)):
-            raise TrainingError("QAT162", where, f"gradient norm is {float(norm)} at a loss of {float(loss.detach()):.4g}", _CURES)
+            raise TrainingError(
+                "QAT162", where, f"gradient norm is {float(norm)} at a loss of {float(loss.detach()):.4g}", _CURES
+            )
         optimizer.step()
         return float(loss.detach())
 
@@ -149,7 +151,11 @@ class Trainer:
 
         with torch.no_grad():
             self.model.walk(*inputs, visit=visit)
-        return f"first non-finite output: {found[0]}" if found else "all activations are finite, so look at loss and labels"
+        return (
+            f"first non-finite output: {found[0]}"
+            if found
+            else "all activations are finite, so look at loss and labels"
+        )
 
     def _finish_epoch(self, progress: Progress, lr: float) -> None:
         """Score the model, remember it if its integers are the best so far, go to the next epoch."""
@@ -197,6 +203,6 @@ class Trainer:
 
 
 _CURES = (
-    "In this order: check that the float model is sound, look for NaN or infinity in data and labels, lower qat.lr or set"
-    " qat.warmup_steps, set qat.clip_grad_norm"
+    "In this order: check that the float model is sound, look for NaN or infinity in data and labels, lower qat.lr or"
+    " set qat.warmup_steps, set qat.clip_grad_norm"
 )

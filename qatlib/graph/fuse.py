@@ -112,9 +112,7 @@ def fuse_add(graph: Graph) -> Graph:
             continue
         dense = max(fit, key=lambda side: order[side.name])
         other = next(name for name in add.inputs if name != dense.name)
-        fused[add.name] = replace(
-            dense, inputs=(*dense.inputs, other), absorbed=(*dense.absorbed, add.name)
-        )
+        fused[add.name] = replace(dense, inputs=(*dense.inputs, other), absorbed=(*dense.absorbed, add.name))
         gone[add.name] = dense.name
     moved = {node.name for node in fused.values()}
     kept = [fused.get(n.name, n) for n in graph.nodes if n.name not in moved]

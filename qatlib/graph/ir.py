@@ -18,9 +18,9 @@ OPAQUE = "opaque"
 class Node:
     """One operation and the tensor it makes.
 
-    ``op`` is the name of an :class:`qatlib.ops.base.Operator`, ``input`` or ``opaque``. ``module`` is the qualified name of
-    the called module, empty for functions; ``module_type`` the type or function that people know. ``shape`` has -1 for the
-    batch. ``absorbed`` names the nodes fused into this one, ``where`` is the line of the user's source.
+    ``op`` is the name of an :class:`qatlib.ops.base.Operator`, ``input`` or ``opaque``. ``module`` is the qualified
+    name of the called module, empty for functions; ``module_type`` the type or function that people know. ``shape`` has
+    -1 for the batch. ``absorbed`` names the nodes fused into this one, ``where`` is the line of the user's source.
     """
 
     name: str

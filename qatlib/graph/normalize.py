@@ -125,7 +125,8 @@ class _Normalizer:
         name = self._name(node, called)
         callee: Any = called if called is not None else node.target
         return self._add(
-            Node(name, OPAQUE, tuple(r.name for r in refs), {}, {}, self._shape(node), str(node.target) if called else "",
+            Node(name, OPAQUE, tuple(r.name for r in refs), {}, {}, self._shape(node), str(node.target) if called else
+            "",
                  _type_name(node, called), source_line(node), callee=callee)
         )  # fmt: skip
 

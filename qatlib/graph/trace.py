@@ -55,7 +55,7 @@ def _inference(model: nn.Module) -> Iterator[None]:
 class _Tracer(fx.Tracer):
     def __init__(self, leaf: Sequence[str], wrap: Sequence[Callable[..., Any]]) -> None:
         super().__init__(autowrap_functions=tuple(wrap))
-        # fx looks in the globals of each forward; a wrapped function called from elsewhere is found where it is defined.
+        # fx looks in the globals of each forward; a function called from elsewhere is found where it is defined.
         self._autowrap_search += [sys.modules[function.__module__] for function in wrap]
         self.record_stack_traces = True
         self._leaf = set(leaf)
@@ -110,7 +110,10 @@ class _Recorder(fx.Interpreter):
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise GraphError(
-                "QAT131", source_line(n) or n.name, f"fails on the example input: {reason}", "Check shapes of data and model"
+                "QAT131",
+                source_line(n) or n.name,
+                f"fails on the example input: {reason}",
+                "Check shapes of data and model",
             ) from error
         self.results[n.name] = Shape(tuple(result.shape)) if isinstance(result, Tensor) else result
         return result

@@ -19,7 +19,7 @@ _PIECES = "one layer per piece in place of a layer that is cut"
 _NEAREST = {
     _RELU: "gelu silu swish hardswish mish elu celu selu leakyrelu prelu rrelu softplus softsign glu threshold",
     _BOUNDED: "sigmoid hardsigmoid logsigmoid tanh expit",
-    _AFTER: "softmax logsoftmax softmin softmax2d argmax topk exp log sqrt upsample interpolate gridsample pixelshuffle",
+    _AFTER: "softmax logsoftmax softmin softmax2d argmax topk exp log upsample interpolate gridsample pixelshuffle",
     _NORM: "layernorm groupnorm rmsnorm instancenorm1d instancenorm2d instancenorm3d localresponsenorm normalize norm",
     "nn.AdaptiveAvgPool2d(1)": "mean",
     "nn.AdaptiveMaxPool2d(1)": "amax max",

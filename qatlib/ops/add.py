@@ -53,9 +53,7 @@ class Add(Operator):
     def kernel(self, op: Op, program: Program, ranges: Sequence[Range]) -> Kernel:
         multipliers, shift = program.constant(op, "multiplier"), program.constant(op, "shift")
         bounds = [max(-lo, hi) for lo, hi in ranges]
-        requantize = Requantizer.plan(
-            [multipliers[:1], multipliers[1:]], shift, bounds, op.attrs["lo"], op.attrs["hi"]
-        )
+        requantize = Requantizer.plan([multipliers[:1], multipliers[1:]], shift, bounds, op.attrs["lo"], op.attrs["hi"])
         axes = len(program.values[op.output].shape)
 
         def aligned(x: Tensor) -> Tensor:

@@ -32,8 +32,8 @@ Kernel = Callable[..., Tensor]
 class Call:
     """One call seen in a trace.
 
-    ``args`` and ``kwargs`` hold :class:`Ref` for tensors computed in the graph and plain values or parameters otherwise.
-    ``module`` is the called module, or None for a function or method.
+    ``args`` and ``kwargs`` hold :class:`Ref` for tensors computed in the graph and plain values or parameters
+    otherwise. ``module`` is the called module, or None for a function or method.
     """
 
     where: str
@@ -78,7 +78,8 @@ class Traced:
 class Cost:
     """Work of one Program op for one sample.
 
-    ``macs`` multiply-accumulates, ``vector_ops`` elementwise operations, bytes read from weights and moved for activations.
+    ``macs`` multiply-accumulates, ``vector_ops`` elementwise operations, bytes read from weights and moved for
+    activations.
     """
 
     macs: int = 0
@@ -148,17 +149,18 @@ class Operator(ABC):
         if not hasattr(cls, "name"):
             return
         instance = cls()
-        for table, keys in (
+        tables: tuple[tuple[dict[Any, Operator], tuple[Any, ...]], ...] = (
             (BY_NAME, (cls.name,)),
             (BY_KIND, cls.kinds or (cls.name,)),
             (BY_MODULE, cls.modules),
             (BY_FUNCTION, cls.functions),
             (BY_METHOD, cls.methods),
-        ):
+        )
+        for table, keys in tables:
             for key in keys:
-                if key in table:  # type: ignore[operator]
-                    raise TypeError(f"{key!r} is claimed by {table[key]!r} and {instance!r}")  # type: ignore[index]
-                table[key] = instance  # type: ignore[index]
+                if key in table:
+                    raise TypeError(f"{key!r} is claimed by {table[key]!r} and {instance!r}")
+                table[key] = instance
 
 
 BY_NAME: dict[str, Operator] = {}

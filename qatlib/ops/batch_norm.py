@@ -1,4 +1,4 @@
-"""Batch normalization: folded into the convolution or linear layer before it; alone it becomes a depthwise convolution."""
+"""Batch norm: folded into the convolution or linear layer before it; alone it becomes a depthwise convolution."""
 
 from __future__ import annotations
 

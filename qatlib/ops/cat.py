@@ -35,9 +35,7 @@ class Cat(Operator):
         return torch.cat(inputs, attrs["axis"])
 
     def lower(self, low: Lowering) -> None:
-        solved = [
-            factor(low.input_scale(i) / low.output_scale, low.bits, low.name) for i in range(len(low.inputs))
-        ]
+        solved = [factor(low.input_scale(i) / low.output_scale, low.bits, low.name) for i in range(len(low.inputs))]
         lo, hi = low.output_clamp()
         low.emit(
             self.name,

@@ -49,7 +49,9 @@ class Conv(Dense):
                     "Use padding_mode='zeros'",
                 )
             found = call.bind("input")
-            found |= {key: getattr(module, key) for key in ("weight", "bias", "stride", "padding", "dilation", "groups")}
+            found |= {
+                key: getattr(module, key) for key in ("weight", "bias", "stride", "padding", "dilation", "groups")
+            }
         else:
             found = call.bind(
                 "input", "weight", "bias", "stride", "padding", "dilation", "groups",

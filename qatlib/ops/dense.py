@@ -89,7 +89,8 @@ class Dense(Operator):
             rows: list[tuple[int, ...]] = [fused_factors(r1, r2, low.bits, low.name) for r1 in ratios.tolist()]
         else:
             rows = [factor(r1, low.bits, low.name) for r1 in ratios.tolist()]
-        return {role: torch.tensor(column, dtype=torch.int32) for role, column in zip(roles, zip(*rows), strict=True)}
+        columns = zip(*rows, strict=True)
+        return {role: torch.tensor(column, dtype=torch.int32) for role, column in zip(roles, columns, strict=True)}
 
     # -- integer -------------------------------------------------------------------------------------------------
 

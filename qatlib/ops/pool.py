@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qatlib.integer import EXACT_FLOAT32, Requantizer, factor, pad
+from qatlib.integer import EXACT_FLOAT32, INT32, Requantizer, factor, pad
 from qatlib.ops.base import Attrs, Call, Cost, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.conv import spread
 from qatlib.program import Op, Program
@@ -50,7 +50,14 @@ def _uniform(sizes: Sequence[int], outs: Sequence[int]) -> bool:
 
 class MaxPool(Operator):
     name = "max_pool"
-    modules = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+    modules = (
+        nn.MaxPool1d,
+        nn.MaxPool2d,
+        nn.MaxPool3d,
+        nn.AdaptiveMaxPool1d,
+        nn.AdaptiveMaxPool2d,
+        nn.AdaptiveMaxPool3d,
+    )
     functions = (F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)
     keeps_scale = True
 
@@ -58,7 +65,9 @@ class MaxPool(Operator):
         if type(call.module).__name__.startswith("Adaptive"):
             found = _adaptive(call)
             if not _uniform(found["sizes"], found["outs"]):
-                raise call.refuse("adaptive max pooling with windows of unequal size", "Use a divisor of the input size")
+                raise call.refuse(
+                    "adaptive max pooling with windows of unequal size", "Use a divisor of the input size"
+                )
             kernel = [size // out for size, out in zip(found["sizes"], found["outs"], strict=True)]
             found |= {"kernel_size": kernel, "stride": kernel, "padding": 0}
         else:
@@ -116,10 +125,15 @@ def _outer(counts: Sequence[Sequence[int]]) -> Tensor:
     return total
 
 
-def _mean_kernel(op: Op, program: Program, bound: int) -> Requantizer:
-    return Requantizer.plan(
-        [program.constant(op, "multiplier")], program.constant(op, "shift"), [bound], op.attrs["lo"], op.attrs["hi"]
-    )
+def _mean_of_sums(op: Op, program: Program, bound: int) -> tuple[torch.dtype, Callable[[Tensor], Tensor]]:
+    """The dtype in which window sums up to ``bound`` are exact, and what turns them into codes."""
+    consts = program.constant(op, "multiplier"), program.constant(op, "shift")
+    requantize = Requantizer.plan([consts[0]], consts[1], [min(bound, 2**31)], op.attrs["lo"], op.attrs["hi"])
+
+    def finish(total: Tensor) -> Tensor:
+        return requantize(total.clamp_(*INT32) if bound > INT32[1] else total, reuse=True)
+
+    return torch.float32 if bound < EXACT_FLOAT32 else torch.float64, finish
 
 
 class AvgPool(Operator):
@@ -147,7 +161,9 @@ class AvgPool(Operator):
             for axis in axes
         ]  # fmt: skip
         if found["divisor_override"]:
-            counts = [[int(found["divisor_override"]) if axis == 0 else 1 for _ in row] for axis, row in enumerate(counts)]
+            counts = [
+                [int(found["divisor_override"]) if axis == 0 else 1 for _ in row] for axis, row in enumerate(counts)
+            ]
         return Traced((x,), {**attrs, "counts": counts})
 
     @staticmethod
@@ -175,9 +191,8 @@ class AvgPool(Operator):
 
     def kernel(self, op: Op, program: Program, ranges: Sequence[Range]) -> Kernel:
         bound = math.prod(op.attrs["kernel"]) * max(-ranges[0][0], ranges[0][1])
-        requantize = _mean_kernel(op, program, bound)
-        carrier = torch.float32 if bound < EXACT_FLOAT32 else torch.float64
-        return lambda x: requantize(self._sum(op.attrs, x.to(carrier)), reuse=True)
+        carrier, finish = _mean_of_sums(op, program, bound)
+        return lambda x: finish(self._sum(op.attrs, x.to(carrier)))
 
     def cost(self, op: Op, program: Program) -> Cost:
         return _pool_cost(super().cost(op, program), op)
@@ -225,17 +240,17 @@ class AdaptiveAvgPool(Operator):
         cuts = [windows(size, out) for size, out in zip(x.shape[2:], op.attrs["output_size"], strict=True)]
         taps = math.prod(max(stop - start for start, stop in axis) for axis in cuts)
         bound = taps * max(-ranges[0][0], ranges[0][1])
-        requantize = _mean_kernel(op, program, bound)
-        carrier = torch.float32 if bound < EXACT_FLOAT32 else torch.float64
+        carrier, finish = _mean_of_sums(op, program, bound)
         axes = list(range(2, 2 + len(cuts)))
+        positions: list[tuple[Any, ...]] = list(
+            itertools.product(*([slice(*window) for window in axis] for axis in cuts))
+        )
 
         def run(x: Tensor) -> Tensor:
             x = x.to(carrier)
-            sums = [
-                x[(..., *(slice(*window) for window in position))].sum(axes) for position in itertools.product(*cuts)
-            ]
+            sums = [x[(..., *position)].sum(axes) for position in positions]
             acc = torch.stack(sums, -1).reshape(*x.shape[:2], *op.attrs["output_size"])
-            return requantize(acc, reuse=True)
+            return finish(acc)
 
         return run
 

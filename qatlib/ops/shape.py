@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Reshape(Operator):
-    """The target shape is that of the traced output, so ``view(x.size(0), -1)`` and ``flatten(1)`` come out the same."""
+    """The target shape is that of the traced output, so ``view(x.size(0), -1)`` and ``flatten(1)`` are the same."""
 
     name = "reshape"
     modules = (nn.Flatten, nn.Unflatten)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
+from qatlib.errors import DataError, QatError
 from qatlib.pipeline.config import Config
 from qatlib.pipeline.entry import call_entry, describe
-from qatlib.errors import DataError, QatError
 
 Split = Literal["train", "calib", "val", "test"]
 Batch = tuple[tuple[Tensor, ...], Any]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from qatlib.atomic import write_json
-from qatlib.pipeline.entry import call_entry
 from qatlib.errors import ConfigError, DataError, TrainingError
+from qatlib.pipeline.entry import call_entry
 
 
 @runtime_checkable

@@ -9,19 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from qatlib.pipeline.checkpoint import load_into, load_weights, read_metadata, save_tensors
-from qatlib.pipeline.config import Config, InputFormat, Override
-from qatlib.pipeline.data import Loader, Split, loader, open_split
-from qatlib.pipeline.entry import call_entry, load_entry
 from qatlib.errors import CheckpointError, ConfigError
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.prepare import fuse_fx, is_high_precision_candidate, prepare_graph
 from qatlib.fake.qconfig import FakeQuantSpec, QConfig
 from qatlib.graph.ir import INPUT, Graph, Node
+from qatlib.pipeline.checkpoint import load_into, load_weights, read_metadata, save_tensors
+from qatlib.pipeline.config import Config, InputFormat, Override
+from qatlib.pipeline.data import Loader, Split, loader, open_split
+from qatlib.pipeline.entry import call_entry, load_entry
 from qatlib.pipeline.match import first_match, resolve
 from qatlib.pipeline.metrics import Evaluation, Metric, evaluate, make_metric
 from qatlib.pipeline.runtime import setup
@@ -75,7 +74,10 @@ class Project:
         model = call_entry(self.config.model.factory, self.config.model.kwargs, key="model")
         if not isinstance(model, nn.Module):
             raise ConfigError(
-                "QAT106", "model.factory", f"returned a {type(model).__name__}, not a torch.nn.Module", "Return the model"
+                "QAT106",
+                "model.factory",
+                f"returned a {type(model).__name__}, not a torch.nn.Module",
+                "Return the model",
             )
         load_into(model, self.config.model.checkpoint)
         return model.to(self.device).eval()
@@ -108,14 +110,19 @@ class Project:
     def load_fake_quant(self, path: str | Path) -> FakeQuantModel:
         """The model of a checkpoint, its state included.
 
-        Raises CheckpointError QAT127 if the file is no fake-quant checkpoint or was made with other formats or operators.
+        Raises CheckpointError QAT127 if the file is no fake-quant checkpoint or was made with other formats or
+        operators.
         """
         metadata = read_metadata(path)
         if metadata.get("kind") != "fake-quant":
-            raise CheckpointError("QAT127", str(path), "is not a fake-quant checkpoint", "Run the calibrate or qat stage")
+            raise CheckpointError(
+                "QAT127", str(path), "is not a fake-quant checkpoint", "Run the calibrate or qat stage"
+            )
         model = self.fake_quant_model()
         weights, expected = load_weights(path), model.state_dict()
-        odd = sorted(set(weights) ^ set(expected)) or sorted(k for k in weights if weights[k].shape != expected[k].shape)
+        odd = sorted(set(weights) ^ set(expected)) or sorted(
+            k for k in weights if weights[k].shape != expected[k].shape
+        )
         odd = odd or _apart(metadata.get("formats", "{}"), _formats(model))
         if odd:
             raise CheckpointError(

@@ -19,7 +19,13 @@ from qatlib.fake.train import Epoch
 @contextmanager
 def step_bar(title: str) -> Iterator[Callable[[int, int, float], None]]:
     """A progress bar on stderr, and the ``on_step(step, total, loss)`` that moves it."""
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"), TimeRemainingColumn())
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None, loss=math.nan)
         yield lambda step, total, loss: bar.update(task, completed=step, total=total, loss=loss)

@@ -8,8 +8,8 @@ import random
 import numpy as np
 import torch
 
-from qatlib.pipeline.config import RuntimeParams
 from qatlib.errors import StageError
+from qatlib.pipeline.config import RuntimeParams
 
 
 def setup(runtime: RuntimeParams) -> torch.device:

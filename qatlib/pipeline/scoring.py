@@ -8,8 +8,8 @@ from torch import Tensor
 from qatlib.compiler import Executable
 from qatlib.emulate import Emulator
 from qatlib.errors import ProgramError
-from qatlib.program import Program
 from qatlib.pipeline.project import Project
+from qatlib.program import Program
 
 
 def check_compiled(project: Project, program: Program, executable: Executable, images: int) -> int:

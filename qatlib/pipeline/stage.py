@@ -35,9 +35,9 @@ import click
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
+from qatlib.errors import QatError, StageError
 from qatlib.pipeline.config import load_config
 from qatlib.pipeline.entry import describe
-from qatlib.errors import QatError, StageError
 
 STATE_FOLDER = ".qatlib"
 """Git-ignored folder of locks (in the working copy) and scratch files (in the main repository)."""

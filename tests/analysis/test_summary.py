@@ -16,8 +16,8 @@ from qatlib.analysis.findings import Finding
 from qatlib.analysis.goals import judge
 from qatlib.analysis.summary import build_summary, goal_results, read_metrics
 from qatlib.analysis.views import summary_markdown, terminal_table
-from qatlib.pipeline.config import Goal
 from qatlib.errors import StageError
+from qatlib.pipeline.config import Goal
 
 FINDING = Finding(
     "QAT008",

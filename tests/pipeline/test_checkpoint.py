@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from qatlib.pipeline.checkpoint import load_into, load_weights, read_metadata, save_tensors
 from qatlib.errors import CheckpointError
+from qatlib.pipeline.checkpoint import load_into, load_weights, read_metadata, save_tensors
 
 
 def net(width: int = 4) -> nn.Sequential:

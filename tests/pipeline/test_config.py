@@ -9,8 +9,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
-from qatlib.pipeline.config import Config, load_config
 from qatlib.errors import ConfigError
+from qatlib.pipeline.config import Config, load_config
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 MINIMAL = 'model: {factory: "m:build", checkpoint: w.pt, code: m.py}\ndata: {factory: "d:build", code: d.py}\n'

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+from qatlib.errors import ConfigError, DataError
 from qatlib.pipeline.config import Config
 from qatlib.pipeline.data import check_finite, fingerprint, loader, open_split
-from qatlib.errors import ConfigError, DataError
 
 
 class Listed(Dataset[Any]):

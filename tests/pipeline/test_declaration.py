@@ -81,4 +81,4 @@ def test_the_learning_rate_never_recalibrates() -> None:
         return any(key == param or key.startswith(f"{param}.") for param in STAGES[stage]["params"])
 
     assert [name for name in STAGES if reads(name, "qat.lr")] == ["qat"]
-    assert [name for name in STAGES if reads(name, "qat.hybrid")][0] == "calibrate"
+    assert next(name for name in STAGES if reads(name, "qat.hybrid")) == "calibrate"

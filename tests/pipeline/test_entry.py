@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qatlib.pipeline.entry import call_entry, load_entry
 from qatlib.errors import ConfigError, DataError
+from qatlib.pipeline.entry import call_entry, load_entry
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from qatlib.pipeline.config import RuntimeParams
 from qatlib.errors import StageError
+from qatlib.pipeline.config import RuntimeParams
 from qatlib.pipeline.runtime import setup
 
 

@@ -15,9 +15,9 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from qatlib.errors import DataError, StageError
 from qatlib.pipeline import stage as module
 from qatlib.pipeline.config import CalibrateParams, Config
-from qatlib.errors import DataError, StageError
 from qatlib.pipeline.stage import anchor, discard_scratch, fingerprint, lock, scratch_dir, stage
 
 ROOT = Path(__file__).parents[2]

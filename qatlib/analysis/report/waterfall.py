@@ -54,10 +54,11 @@ def waterfall(summary: Mapping[str, Any]) -> Waterfall | None:
 
 
 def _axis(values: list[float]) -> tuple[float, float]:
-    """Range with a margin of 10 %, at least 0.1 % of the largest value wide."""
+    """Range around all values with a margin; at least 5 % of the largest, so that a tiny loss looks tiny."""
     low, high = min(values), max(values)
-    margin = 0.1 * max(high - low, 1e-3 * abs(high), 1e-9)
-    return low - margin, high + margin
+    half = 0.6 * max(high - low, 0.05 * abs(high), 1e-9)
+    middle = (low + high) / 2
+    return middle - half, middle + half
 
 
 def _step(

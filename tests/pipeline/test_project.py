@@ -1,0 +1,236 @@
+"""The Project: match strings of ``params.yaml`` to formats, hybrid and preserved operators; its checkpoints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qatlib.convert import convert_fx
+from qatlib.errors import CheckpointError, ConfigError, QatError
+from qatlib.fake.calibrate import calibrate
+from qatlib.fake.model import FakeQuantModel, set_fake_quantize
+from qatlib.fake.state import FakeQuantState
+from qatlib.pipeline.checkpoint import save_tensors
+from qatlib.pipeline.config import Config
+from qatlib.pipeline.project import Project
+from tests.models import everything, images
+
+USER = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from qatlib.fake.stubs import QuantStub
+from tests.models import Everything, everything, images
+
+
+def build(seed=0, stub=False):
+    net = everything(seed)
+    return Stubbed(net) if stub else net
+
+
+class Stubbed(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.quant = net, QuantStub()
+
+    def forward(self, x):
+        return self.net(self.quant(x))
+
+
+def number():
+    return 7
+
+
+def data(split):
+    return TensorDataset(images(32), torch.arange(32) % 10)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the user's files are; threads and determinism are put back, which a Project sets."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    (tmp_path / "their.py").write_text(USER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "their", raising=False)
+    save_tensors("float.safetensors", everything().state_dict())
+    yield tmp_path
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def config(**sections: Any) -> Config:
+    document: dict[str, Any] = {
+        "model": {"factory": "their:build", "checkpoint": "float.safetensors", "code": "their.py"},
+        "data": {"factory": "their:data", "code": "their.py", "batch_size": 16},
+    }
+    for name, section in sections.items():
+        document[name] = document.get(name, {}) | section
+    return Config.model_validate(document)
+
+
+def prepared(**sections: Any) -> FakeQuantModel:
+    return Project(config(**sections)).fake_quant_model()
+
+
+def formats(model: FakeQuantModel) -> dict[str, str]:
+    found = ((name, op.activation_post_process) for name, op in model.ops())
+    return {name: fake.spec.dtype for name, fake in found if fake is not None}
+
+
+def overrides(*records: dict[str, Any]) -> dict[str, Any]:
+    return {"overrides": list(records)}
+
+
+def test_defaults(folder: Path) -> None:
+    model = prepared()
+    assert set(formats(model).values()) == {"int8"}
+    assert "head" not in formats(model), "the output keeps its accumulator"
+    assert set(formats(prepared(qconfig={"default": {"activation": "int16"}})).values()) == {"int16"}
+    assert formats(prepared(qconfig={"outputs": {"high_precision": False}}))["head"] == "int8"
+
+
+def test_the_calibration_section_reaches_the_observers(folder: Path) -> None:
+    model = prepared(calibrate={"method": "mse", "bins": 512, "percentile": 99.0}, qat={"averaging_constant": 0.25})
+    fake = model.op("cat").activation_post_process
+    assert fake is not None
+    assert (fake.spec.method, fake.spec.bins, fake.spec.percentile, fake.spec.averaging_constant) == (
+        "mse",
+        512,
+        99.0,
+        0.25,
+    )
+
+
+@pytest.mark.parametrize(
+    ("match", "hit"),
+    [
+        ("cat", {"cat"}),
+        ("block.*", {"block.conv"}),
+        ("block.relu", {"block.conv"}),
+        ("re:(stem|pool)", {"stem", "pool"}),
+        ("head", {"head"}),
+        ("*", None),
+    ],
+)
+def test_overrides_by_match_string(folder: Path, match: str, hit: set[str] | None) -> None:
+    found = formats(prepared(qconfig=overrides({"match": match, "activation": "int16"})))
+    wide = {name for name, dtype in found.items() if dtype == "int16"}
+    assert wide == (hit or set(found) - {"x.quant"})
+
+
+def test_the_first_record_in_the_file_wins_also_for_fused_modules(folder: Path) -> None:
+    records = [{"match": "block.relu", "activation": "int16"}, {"match": "*", "scale": 0.5}]
+    model = prepared(qconfig=overrides(*records))
+    assert formats(model)["block.conv"] == "int16"
+    fake = model.op("cat").activation_post_process
+    assert fake is not None
+    assert fake.spec.scale == 0.5
+
+
+def test_inputs_also_where_the_model_has_a_stub(folder: Path) -> None:
+    record = {"inputs": [{"match": "x", "activation": "int16", "scale": 0.0078125}]}
+    for kwargs, name in (({}, "x.quant"), ({"stub": True}, "quant")):
+        save_tensors("float.safetensors", _named(everything(), "net." if kwargs else ""))
+        model = prepared(model={"kwargs": kwargs}, qconfig=record)
+        assert formats(model)[name] == "int16"
+        calibrate(model, [images(4)])
+        assert model.qtype(name).scale == 0.0078125
+    model = prepared(model={"kwargs": {"stub": True}}, qconfig=overrides({"match": "quant", "scale": 0.25}))
+    fake = model.op("quant").activation_post_process
+    assert fake is not None
+    assert fake.spec.scale == 0.25
+
+
+def _named(net: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in net.state_dict().items()}
+
+
+def test_high_precision_inside_is_refused(folder: Path) -> None:
+    with pytest.raises(QatError, match=r"QAT145 stem .*block\.conv"):
+        prepared(qconfig=overrides({"match": "stem", "high_precision": True}))
+    assert formats(prepared(qconfig=overrides({"match": "head", "high_precision": False})))["head"] == "int8"
+
+
+def test_hybrid_and_preserve(folder: Path) -> None:
+    project = Project(config(qat={"hybrid": ["block"]}))
+    model = project.fake_quant_model()
+    assert [name for name, op in model.ops() if op.hybrid] == ["block.conv"]
+    calibrate(model, project.batches("calib"))
+    kept = project.resolve_ops(("block.bn", "re:h.*"), "convert.preserve")
+    assert set(kept) == {"block.conv", "hidden", "head"}
+    assert [op.name for op in convert_fx(model, kept).program.islands()] == ["block.conv", "hidden", "head"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"qconfig": {"overrides": [{"match": "blck.conv", "activation": "int16"}]}}, "qconfig.overrides[0]"),
+        ({"qconfig": {"inputs": [{"match": "y"}]}}, "qconfig.inputs[0]"),
+        ({"qat": {"hybrid": ["stem", "blok"]}}, "qat.hybrid[1]"),
+    ],
+)
+def test_a_typo_gets_a_suggestion(folder: Path, sections: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match="QAT102") as caught:
+        prepared(**sections)
+    assert key in caught.value.where
+    assert "did you mean" in caught.value.seen or "known are x" in caught.value.seen
+
+
+def test_a_factory_that_returns_no_module(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"QAT106.*int"):
+        prepared(model={"factory": "their:number"})
+
+
+def test_leaf_and_a_seed(folder: Path) -> None:
+    project = Project(config(model={"kwargs": {"seed": 4}, "leaf": ["block"]}))
+    assert next(node for node in project.graph.nodes if node.name == "block").op == "opaque"
+    loaded = project.float_model.state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in everything().state_dict().items())
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", list(FakeQuantState))
+def test_state_scales_and_weights_survive_a_checkpoint(folder: Path, state: FakeQuantState) -> None:
+    project = Project(config())
+    model = project.fake_quant_model()
+    calibrate(model, project.batches("calib"))
+    set_fake_quantize(model, state)
+    project.save_fake_quant(model, "calibrated.safetensors")
+    loaded = Project(config()).load_fake_quant("calibrated.safetensors")
+    assert loaded.state is state
+    assert not loaded.training
+    set_fake_quantize(model, FakeQuantState.VALIDATION)
+    set_fake_quantize(loaded, FakeQuantState.VALIDATION)
+    assert torch.equal(loaded(images(4)), model(images(4)))
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "another dtype": {"qconfig": {"overrides": [{"match": "cat", "activation": "int16"}]}},
+    "a quantizer more": {"qconfig": {"outputs": {"high_precision": False}}},
+    "a float operator": {"qat": {"hybrid": ["stem"]}},
+}
+
+
+@pytest.mark.parametrize("sections", OTHERS.values(), ids=OTHERS.keys())
+def test_a_checkpoint_of_other_formats_is_refused(folder: Path, sections: dict[str, Any]) -> None:
+    project = Project(config())
+    model = project.fake_quant_model()
+    calibrate(model, project.batches("calib", 16))
+    project.save_fake_quant(model, "calibrated.safetensors")
+    with pytest.raises(CheckpointError, match="QAT127") as caught:
+        Project(config(**sections)).load_fake_quant("calibrated.safetensors")
+    assert "dvc repro" in caught.value.fix
+
+
+def test_a_float_checkpoint_is_no_fake_quant_checkpoint(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="QAT127"):
+        Project(config()).load_fake_quant("float.safetensors")
