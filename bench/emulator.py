@@ -16,8 +16,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from qatlib.convert import to_program
-from qatlib.emulate import Emulator
+from qatlib.conversion import to_program
+from qatlib.emulator import Emulator
 from qatlib.fake.calibrate import calibrate
 from qatlib.fake.prepare import evaluate_graph, fuse_fx, prepare_qat_fx
 from qatlib.pipeline.entry import load_entry

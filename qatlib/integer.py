@@ -24,8 +24,8 @@ from qatlib.errors import ProgramError
 EXACT_FLOAT32 = 2**24
 EXACT_FLOAT64 = 2**53
 INT32 = (-(2**31), 2**31 - 1)
-_CHUNK = 1 << 16
-"""Elements of one requantization step: operand and temporaries stay in a core's second-level cache."""
+_CHUNK = 3 << 13
+"""Elements of one requantization step: its float64 buffers stay in a core's second-level cache."""
 
 Route = str
 
@@ -196,9 +196,11 @@ class Accumulator:
         sums = magnitude.flatten(1).sum(1)
         bound = int((sums * largest + bias.to(torch.int64).abs()).max())
         if bound < EXACT_FLOAT32:
-            return cls("float32", bound, product, weight.float(), bias.float(), channel_axis)
+            return cls("float32", bound, product, _fast_layout(weight.float()), bias.float(), channel_axis)
         if splittable and (splits := _splits(magnitude, largest)):
-            return cls("float32-split", bound, product, weight.float(), bias.double(), channel_axis, splits)
+            return cls(
+                "float32-split", bound, product, _fast_layout(weight.float()), bias.double(), channel_axis, splits
+            )
         if bound >= EXACT_FLOAT64:
             raise ProgramError(
                 "QAT176", "accumulator", f"may reach {bound}, beyond 2^53", "Reduce the number of input channels"
@@ -219,6 +221,13 @@ class Accumulator:
             for part, weight in zip(parts[1:], weights[1:], strict=True):
                 acc += self.product(part, weight, None)
         return acc.clamp_(*INT32) if self.bound > INT32[1] else acc
+
+
+def _fast_layout(weight: Tensor) -> Tensor:
+    """Channels last for 2-d convolutions on a CPU: their outputs follow the layout of the weights."""
+    if weight.dim() == 4 and weight.device.type == "cpu":
+        return weight.contiguous(memory_format=torch.channels_last)
+    return weight
 
 
 def _splits(magnitude: Tensor, largest: int, at_most: int = 8) -> tuple[int, ...]:
@@ -245,61 +254,48 @@ def _splits(magnitude: Tensor, largest: int, at_most: int = 8) -> tuple[int, ...
 class Requantizer:
     """``clamp(rne(sum(term_i * M_i) / 2^n), lo, hi)`` for one or two terms.
 
-    Multipliers broadcast against the terms. With every term below 2^24 the work is done in float32 and only elements
-    next to a half are evaluated again in float64; see section 6 of ``docs/numerics.md`` for why that is exact.
+    ``factors`` are the ``M_i / 2^n`` in float64, broadcast against the terms. Products stay below 2^53 units of 2^-n,
+    so float64 evaluates them exactly. The work is cut into chunks that stay in a core's second-level cache, where
+    float64 costs no more than float32 with a test for products next to a half.
     """
 
-    exact: tuple[Tensor, ...]
-    fast: tuple[Tensor, ...]
-    near: float
+    factors: tuple[Tensor, ...]
     lo: int
     hi: int
     identity: bool
 
     @classmethod
     def plan(cls, multipliers: Sequence[Tensor], shift: Tensor, bounds: Sequence[int], lo: int, hi: int) -> Requantizer:
-        """``bounds`` are the largest absolute values of the terms; ``multipliers`` and ``shift`` integer tensors."""
+        """``bounds`` are the largest absolute values of the terms; ``multipliers`` and ``shift`` integer tensors.
+
+        Raises ProgramError (QAT176) if a sum may reach 2^53.
+        """
+        total = sum(bound * int(m.max()) for bound, m in zip(bounds, multipliers, strict=True))
+        if total >= EXACT_FLOAT64:
+            raise ProgramError("QAT176", "requantize", f"a product may reach {total}, beyond 2^53", "Convert again")
         power = torch.pow(2.0, -shift.double())
-        exact = tuple(m.double() * power for m in multipliers)
-        products = [bound * float(m.max()) for bound, m in zip(bounds, exact, strict=True)]
-        # One rounding cannot carry a product across a half, only onto it. A sum of two rounded products is off by at
-        # most three roundings of 2^-24, relative to their magnitudes.
-        near = 0.0 if len(exact) == 1 else 3 * sum(products) * 2.0**-24
-        fast = max(bounds) < EXACT_FLOAT32 and near < 0.01
-        identity = len(exact) == 1 and bool((exact[0] == 1).all()) and lo <= -bounds[0] and hi >= bounds[0]
-        return cls(exact, tuple(m.float() for m in exact) if fast else (), near, lo, hi, identity)
+        factors = tuple(m.double() * power for m in multipliers)
+        identity = len(factors) == 1 and bool((factors[0] == 1).all()) and lo <= -bounds[0] and hi >= bounds[0]
+        return cls(factors, lo, hi, identity)
 
     def __call__(self, *terms: Tensor, reuse: bool = False) -> Tensor:
-        """Codes in float32. Terms have the same number of axes. ``reuse`` lets the first term be overwritten."""
+        """Codes in float32. Terms have the same number of axes. ``reuse`` lets a float32 first term be overwritten."""
         if self.identity:
             return terms[0].float()
-        if not self.fast:
-            return self._exact(terms).float()
         shape = np.broadcast_shapes(*(tuple(t.shape) for t in terms))
-        out = terms[0] if reuse else torch.empty_like(terms[0].expand(shape))
-        rows = max(1, _CHUNK // max(1, out[0].numel())) if out.numel() > _CHUNK else out.shape[0]
-        for start in range(0, out.shape[0], rows):
+        terms = tuple(t.expand(shape) for t in terms)
+        overwrite = reuse and terms[0].dtype == torch.float32
+        out = terms[0] if overwrite else torch.empty_like(terms[0], dtype=torch.float32)
+        rows = max(1, _CHUNK * shape[0] // max(1, out.numel())) if out.device.type == "cpu" else shape[0]
+        buffers = tuple(torch.empty_like(t[:rows], dtype=torch.float64) for t in terms)
+        for start in range(0, shape[0], max(1, rows)):
             part = slice(start, start + rows)
-            self._fast([t[part] if t.shape[0] == shape[0] else t for t in terms], out[part])
+            self._chunk(tuple(t[part] for t in terms), buffers, out[part])
         return out
 
-    def _fast(self, terms: list[Tensor], out: Tensor) -> None:
-        product = terms[0].expand_as(out) * self.fast[0]
-        if len(terms) == 2:
-            product.addcmul_(terms[1], self.fast[1])
-        rounded = product.round()
-        low, high = torch.aminmax(product.sub_(rounded))
-        if max(-float(low), float(high)) >= 0.5 - self.near:
-            at = (product.abs_() >= 0.5 - self.near).nonzero(as_tuple=True)
-            rounded[at] = self._sum_exactly([t.expand_as(out)[at] for t in terms], at, out).float()
-        torch.clamp(rounded, self.lo, self.hi, out=out)
-
-    def _sum_exactly(self, picked: list[Tensor], at: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        factors = [m.expand_as(out)[at] for m in self.exact]
-        return torch.stack([t.double() * m for t, m in zip(picked, factors, strict=True)]).sum(0).round()
-
-    def _exact(self, terms: Sequence[Tensor]) -> Tensor:
-        total = terms[0].double() * self.exact[0]
-        if len(terms) == 2:
-            total = total + terms[1].double() * self.exact[1]
-        return total.round_().clamp_(self.lo, self.hi)
+    def _chunk(self, terms: tuple[Tensor, ...], buffers: tuple[Tensor, ...], out: Tensor) -> None:
+        wide = [buffer[: len(out)].copy_(term) for buffer, term in zip(buffers, terms, strict=True)]
+        total = wide[0].mul_(self.factors[0])
+        if len(wide) == 2:
+            total.addcmul_(wide[1], self.factors[1])
+        out.copy_(total.round_().clamp_(self.lo, self.hi))

@@ -10,7 +10,7 @@ from qatlib.pipeline.stage import stage
 def main(config: Config) -> None:
     """Convert, and score the Program on the whole test split."""
     from qatlib.compiler.target import load_target
-    from qatlib.convert import IntegerModel, to_program
+    from qatlib.conversion import IntegerModel, to_program
     from qatlib.pipeline.metrics import write_metrics
     from qatlib.pipeline.project import Project
 

@@ -15,7 +15,7 @@ def main(config: Config) -> None:
     """Train; a run that was cut off goes on where it stopped."""
     from functools import partial
 
-    from qatlib.convert import convert_fx
+    from qatlib.conversion import convert_fx
     from qatlib.fake.train import Scores, Trainer
     from qatlib.pipeline.entry import load_entry
     from qatlib.pipeline.metrics import write_metrics

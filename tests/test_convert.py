@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qatlib.convert import IntegerModel, convert_fx, to_program
-from qatlib.emulate import emulate
+from qatlib.conversion import IntegerModel, convert_fx, to_program
+from qatlib.emulator import emulate
 from qatlib.errors import ProgramError, QConfigError, StateError
 from qatlib.fake.calibrate import calibrate
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize, set_preserve_qat_mode

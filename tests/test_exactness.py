@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
-from qatlib.emulate import Emulator, emulate
+from qatlib.emulator import Emulator, emulate
 from qatlib.errors import ProgramError
 from qatlib.integer import factors
 from qatlib.qtype import INT32, QType

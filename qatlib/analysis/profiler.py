@@ -20,7 +20,7 @@ from qatlib.analysis.sides import FakeSide, IntegerSide
 from qatlib.analysis.similarity import SimilarityTable, check_measure, similarity_table, write_similarity
 from qatlib.analysis.states import float_view, require_quantized, require_untrained
 from qatlib.analysis.stats import Measure
-from qatlib.emulate import Emulator
+from qatlib.emulator import Emulator
 from qatlib.errors import ConfigError, DataError, StateError
 from qatlib.fake.calibrate import inputs_of
 from qatlib.program import Program

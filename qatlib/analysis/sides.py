@@ -32,7 +32,7 @@ class FakeModel(Protocol):
 
 
 class Runner(Protocol):
-    """The part of :class:`qatlib.emulate.Emulator` that analysis uses."""
+    """The part of :class:`qatlib.emulator.Emulator` that analysis uses."""
 
     program: Program
 

@@ -21,7 +21,7 @@ from qatlib.compiler.memory import MemoryPlan, misfit, plan_memory
 from qatlib.compiler.perf import Performance, estimate
 from qatlib.compiler.steps import Step, Unit, order_steps
 from qatlib.compiler.target import Target, load_target
-from qatlib.emulate import Emulator
+from qatlib.emulator import Emulator
 from qatlib.errors import CompileError, ProgramError
 from qatlib.program import Program, Value
 
@@ -43,7 +43,7 @@ class Executable:
     def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Outputs for a batch, computed out of the planned SRAM and DRAM (see :class:`.machine.Machine` on batches).
 
-        Inputs and outputs are those of :func:`qatlib.emulate.emulate`, with which every element agrees. Raises
+        Inputs and outputs are those of :func:`qatlib.emulator.emulate`, with which every element agrees. Raises
         CompileError (QAT189) where the plan lets an op read bytes that are not its input's.
         """
         program = self.program

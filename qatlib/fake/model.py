@@ -43,7 +43,7 @@ class FakeOp(nn.Module):
         self._cell = cell
         for role, tensor in node.params.items():
             if id(tensor) not in shared:
-                trainable = isinstance(tensor, nn.Parameter)
+                trainable = isinstance(tensor, nn.Parameter) and tensor.requires_grad
                 shared[id(tensor)] = nn.Parameter(tensor.detach().clone(), requires_grad=trainable)
             self.register_parameter(role, shared[id(tensor)])
         if isinstance(node.callee, nn.Module):

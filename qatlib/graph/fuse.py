@@ -66,7 +66,8 @@ def _folded(dense: Node, norm: Node) -> dict[str, nn.Parameter]:
     with torch.no_grad():
         scaled = weight * factor.view(-1, *[1] * (weight.dim() - 1))
         bias = dense.params["bias"].detach() * factor + offset
-    return {"weight": nn.Parameter(scaled), "bias": nn.Parameter(bias)}
+    trainable = dense.params["weight"].requires_grad
+    return {role: nn.Parameter(t, requires_grad=trainable) for role, t in (("weight", scaled), ("bias", bias))}
 
 
 def batch_norm_to_conv(graph: Graph) -> Graph:

@@ -149,7 +149,6 @@ class CompileParams(_Params):
 class AnalyzeParams(_Params):
     batches: Count = 4
     batch_size: Count = 64
-    top: Count = 10
 
 
 class FloatCheckParams(_Params):

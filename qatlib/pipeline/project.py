@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from qatlib.errors import CheckpointError, ConfigError
+from qatlib.errors import CheckpointError, ConfigError, QConfigError
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.prepare import fuse_fx, is_high_precision_candidate, prepare_graph
 from qatlib.fake.qconfig import FakeQuantSpec, QConfig
 from qatlib.graph.ir import INPUT, Graph, Node
+from qatlib.ops.base import BY_NAME
 from qatlib.pipeline.checkpoint import load_into, load_weights, read_metadata, save_tensors
 from qatlib.pipeline.config import Config, InputFormat, Override
 from qatlib.pipeline.data import Loader, Split, loader, open_split
@@ -166,6 +167,7 @@ class _Formats:
         self._overrides: dict[str, Override] = {}
         for name, record in sorted(matched.items(), key=lambda item: section.overrides.index(item[1])):
             self._overrides.setdefault(owner[name], record)
+        self._refuse_without_effect(section.overrides)
         self._inputs = first_match(section.inputs, graph.inputs, "qconfig.inputs")
         self._candidates = {n.name for n in graph.nodes if is_high_precision_candidate(graph, n)}
         self._default = FakeQuantSpec(
@@ -175,6 +177,19 @@ class _Formats:
             bins=calibrate.bins,
             averaging_constant=config.qat.averaging_constant,
         )
+
+    def _refuse_without_effect(self, records: tuple[Override, ...]) -> None:
+        """An override that only names ops which pass on the format of their input would change nothing."""
+        nodes = self._graph.by_name()
+        for index, record in enumerate(records):
+            hit = [nodes[name] for name, used in self._overrides.items() if used is record]
+            if hit and all(node.op in BY_NAME and BY_NAME[node.op].keeps_scale for node in hit):
+                raise QConfigError(
+                    "QAT147",
+                    f"qconfig.overrides[{index}].match {record.match!r}",
+                    f"names only {', '.join(node.name for node in hit[:5])}, which keep the format of their input",
+                    f"Name the operator that makes the value, {hit[0].inputs[0]}",
+                )
 
     def __call__(self, node: Node) -> QConfig:
         record: Override | InputFormat | None = self._overrides.get(node.name)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qatlib.compiler import Executable
-from qatlib.emulate import Emulator
+from qatlib.emulator import Emulator
 from qatlib.errors import ProgramError
 from qatlib.pipeline.project import Project
 from qatlib.program import Program

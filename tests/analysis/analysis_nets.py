@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qatlib.convert import IntegerModel, convert_fx
+from qatlib.conversion import IntegerModel, convert_fx
 from qatlib.fake.calibrate import calibrate
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.prepare import prepare_qat_fx

@@ -13,7 +13,7 @@ from qatlib.analysis.facts import Facts
 from qatlib.analysis.op_facts import OpFact, program_facts
 from qatlib.analysis.profiler import capture_pair
 from qatlib.analysis.rules import run_rules
-from qatlib.convert import convert_fx
+from qatlib.conversion import convert_fx
 
 
 def by_name(facts: tuple[OpFact, ...]) -> dict[str, OpFact]:

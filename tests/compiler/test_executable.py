@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from qatlib.compiler import Executable, MemoryPlan, compile_model
 from qatlib.compiler.machine import POISON, Machine
-from qatlib.emulate import emulate
+from qatlib.emulator import emulate
 from qatlib.errors import CompileError, ProgramError
 
 

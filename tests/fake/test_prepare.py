@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qatlib.convert import convert_fx
+from qatlib.conversion import convert_fx
 from qatlib.errors import QConfigError
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.prepare import prepare_qat_fx

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qatlib.convert import convert_fx
+from qatlib.conversion import convert_fx
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.qconfig import FakeQuantSpec, QConfig
 from qatlib.fake.train import Scores, Trainer

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qatlib.emulate import Emulator
+from qatlib.emulator import Emulator
 from qatlib.fake.model import FakeQuantModel
 from qatlib.program import Program
 

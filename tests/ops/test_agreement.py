@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from qatlib.convert import convert_fx, to_program
+from qatlib.conversion import convert_fx, to_program
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.qconfig import QConfig, get_default_qconfig
 from tests.models import Everything, calibrated, images, lively

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qatlib.convert import to_program
+from qatlib.conversion import to_program
 from qatlib.errors import ProgramError, QConfigError
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.qconfig import FakeQuantSpec, QConfig

@@ -1,6 +1,6 @@
 """The contract of ``docs/numerics.md`` a second time, in NumPy int64: slow, plain, and independent of ``qatlib``.
 
-Nothing here reads ``qatlib.integer``, ``qatlib.emulate`` or a kernel; ``qatlib.program`` serves as the data container.
+Nothing here reads ``qatlib.integer``, ``qatlib.emulator`` or a kernel; ``qatlib.program`` serves as the data container.
 """
 
 from .factors import FactorError, bias_codes, clamp_codes, factor, joint_factor

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from qatlib.convert import convert_fx
+from qatlib.conversion import convert_fx
 from qatlib.errors import CheckpointError, ConfigError, QatError
 from qatlib.fake.calibrate import calibrate
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
@@ -123,6 +123,12 @@ def test_overrides_by_match_string(folder: Path, match: str, hit: set[str] | Non
     found = formats(prepared(qconfig=overrides({"match": match, "activation": "int16"})))
     wide = {name for name, dtype in found.items() if dtype == "int16"}
     assert wide == (hit or set(found) - {"x.quant"})
+
+
+def test_an_override_without_effect_is_refused(folder: Path) -> None:
+    with pytest.raises(QatError, match="QAT147") as caught:
+        prepared(qconfig=overrides({"match": "shrink", "activation": "int16"}))
+    assert "keep the format of their input" in str(caught.value)
 
 
 def test_the_first_record_in_the_file_wins_also_for_fused_modules(folder: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import treespec_dumps
 
-from qatlib.emulate import Emulator
+from qatlib.emulator import Emulator
 from qatlib.errors import ProgramError, StateError
 from qatlib.fake.model import FakeOp, FakeQuantModel
 from qatlib.fake.state import FakeQuantState
