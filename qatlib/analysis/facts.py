@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from qatlib.analysis.edits import Record
-from qatlib.analysis.op_facts import OpFact
-from qatlib.analysis.records import Capture
 from qatlib.pipeline.config import Goal
+
+if TYPE_CHECKING:
+    from qatlib.analysis.op_facts import OpFact
+    from qatlib.analysis.records import Capture
 
 STAGES = ("float", "calib", "qat", "integer", "compiled")
 """Stages that score the model, in the order of the pipeline; roots of their metrics.json."""
