@@ -1,4 +1,4 @@
-"""Exact integer arithmetic on float carriers: sections 3 and 6 of ``docs/numerics.md``.
+"""Exact integer arithmetic on float carriers: section 6 of ``docs/numerics.md``.
 
 Codes and accumulators travel as float32 or float64 tensors of integers. A route is taken only where a bound proves that
 every partial result is representable, so that the order of summation, the number of threads and the batch size cannot
@@ -28,51 +28,6 @@ _CHUNK = 3 << 13
 """Elements of one requantization step: its float64 buffers stay in a core's second-level cache."""
 
 Route = str
-
-
-# -- factors -----------------------------------------------------------------------------------------------------------
-
-
-def factor(r: float, bits: int, where: str) -> tuple[int, int]:
-    """Multiplier of exactly ``bits`` bits, and shift: ``r`` is about ``M / 2^n``. ProgramError unless 0 <= n <= 62."""
-    (multiplier,), shift = factors([r], bits, where)
-    return multiplier, shift
-
-
-def factors(ratios: Sequence[float], bits: int, where: str) -> tuple[list[int], int]:
-    """Multipliers that share one shift; the largest ratio has exactly ``bits`` bits."""
-    largest = max(ratios)
-    if not (math.isfinite(largest) and min(ratios) > 0):
-        raise ProgramError("QAT171", where, f"scale ratios {list(ratios)} are not positive and finite", "Recalibrate")
-    mantissa, exponent = math.frexp(largest)
-    shift = bits - exponent
-    if round(math.ldexp(mantissa, bits)) == 1 << bits:
-        shift -= 1
-    if not 0 <= shift <= 62:
-        raise ProgramError(
-            "QAT171",
-            where,
-            f"scale ratio {largest:.6g} needs a shift of {shift}; 0 to 62 can be represented",
-            "Bring the scales of its input, weight and output closer together",
-        )
-    return [round(math.ldexp(r, shift)) for r in ratios], shift
-
-
-def fused_factors(r1: float, r2: float, bits: int, where: str) -> tuple[int, int, int]:
-    """``(M1, M2, n)`` of an addend fused into an accumulator: section 4 of ``docs/numerics.md``.
-
-    The accumulator's factor ``r1`` has exactly ``bits`` bits unless ``r2`` is over 2^11 times larger; the addend's
-    factor keeps ``bits`` significant bits below 2^31.
-    """
-    _, shift = factor(r1, bits, where)
-    while shift > 0 and math.ldexp(r2, shift) >= 2**31 - 0.5:
-        shift -= 1
-    addend = round(math.ldexp(r2, shift))
-    drop = max(0, addend.bit_length() - bits)
-    addend = (
-        min(round(math.ldexp(r2, shift - drop)), (1 << bits) - 1 if addend.bit_length() == 31 else 1 << bits) << drop
-    )
-    return round(math.ldexp(r1, shift)), addend, shift
 
 
 # -- where float kernels sum exactly -----------------------------------------------------------------------------------

@@ -26,13 +26,7 @@ def main(config: Config) -> None:
     key = fingerprint(
         config=[config.model, config.data, config.metric, config.qconfig, config.qat, config.runtime],
         start=Path(CALIBRATED),
-        code=[
-            Path(config.model.code),
-            Path(config.data.code),
-            Path("qatlib/fake"),
-            Path("qatlib/ops"),
-            Path("qatlib/graph"),
-        ],
+        code=[Path(config.model.code), Path(config.data.code), Path("qatlib")],
     )
     train = project.split("train")
     with step_bar("qat") as on_step:

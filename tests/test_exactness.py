@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qatlib.emulator import Emulator, emulate
 from qatlib.errors import ProgramError
-from qatlib.integer import factors
+from qatlib.factors import factors
 from qatlib.qtype import INT32, QType
 from tests.case_builder import Array, Builder, Case, codes
 from tests.oracle import FactorError, factor, half_away, joint_factor, run, single_precision

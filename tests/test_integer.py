@@ -7,7 +7,8 @@ import torch
 
 from qatlib import integer
 from qatlib.errors import ProgramError
-from qatlib.integer import Geometry, Requantizer, convolve, exact_kernels, fused_factors
+from qatlib.factors import fused_factors
+from qatlib.integer import Geometry, Requantizer, convolve, exact_kernels
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])

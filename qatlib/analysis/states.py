@@ -72,10 +72,17 @@ def _require_same_outputs(model: nn.Module, view: FakeQuantModel, inputs: tuple[
     training = model.training
     try:
         with torch.no_grad():
-            pairs = zip(tree_leaves(model.eval()(*inputs)), tree_leaves(view(*inputs)), strict=False)
-            worst = max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)) for a, b in pairs)
+            first, second = tree_leaves(model.eval()(*inputs)), tree_leaves(view(*inputs))
     finally:
         model.train(training)
+    if [a.shape for a in first] != [b.shape for b in second]:
+        raise StateError(
+            "QAT158",
+            "model1",
+            f"returns {len(first)} tensors and model2 {len(second)}, or of other shapes",
+            "Compare model2 with the float model that it was prepared from",
+        )
+    worst = max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)) for a, b in zip(first, second, strict=True))
     if not worst <= TOLERANCE:
         raise StateError(
             "QAT158",

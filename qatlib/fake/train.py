@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qatlib.errors import TrainingError
+from qatlib.errors import DataError, TrainingError
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
 from qatlib.fake.resume import Progress, load_progress, save_progress
 from qatlib.fake.state import FakeQuantState
@@ -128,6 +128,9 @@ class Trainer:
             loss = self.loss(self.model(*inputs), targets)
         except TrainingError as error:
             raise TrainingError("QAT162", f"{where} {error.where}", error.seen, _CURES) from None
+        except IndexError as error:
+            fix = "Correct the labels of the train split, or the number of classes in model.kwargs"
+            raise DataError("QAT113", where, f"the loss refuses the targets: {error}", fix) from None
         if not bool(torch.isfinite(loss)):
             raise TrainingError("QAT162", where, f"loss is {float(loss.detach())}; {self._first_bad(inputs)}", _CURES)
         optimizer.zero_grad(set_to_none=True)

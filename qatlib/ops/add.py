@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qatlib.integer import Requantizer, factors
+from qatlib.factors import factors
+from qatlib.integer import Requantizer
 from qatlib.ops.base import Attrs, Call, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.clamp import apply_clamp
 from qatlib.program import Op, Program

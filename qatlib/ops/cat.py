@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qatlib.integer import Requantizer, factor
+from qatlib.factors import factor
+from qatlib.integer import Requantizer
 from qatlib.ops.base import Attrs, Call, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.program import Op, Program
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qatlib.integer import INT32, Accumulator, Product, Requantizer, factor, fused_factors
+from qatlib.factors import factor, fused_factors
+from qatlib.integer import INT32, Accumulator, Product, Requantizer
 from qatlib.ops.base import Attrs, Call, Cost, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.clamp import apply_clamp
 from qatlib.program import Op, Program

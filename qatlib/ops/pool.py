@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qatlib.integer import EXACT_FLOAT32, INT32, Requantizer, factor, pad
+from qatlib.factors import factor
+from qatlib.integer import EXACT_FLOAT32, INT32, Requantizer, pad
 from qatlib.ops.base import Attrs, Call, Cost, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.conv import spread
 from qatlib.program import Op, Program

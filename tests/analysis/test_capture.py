@@ -207,6 +207,20 @@ def test_another_float_model_is_refused(trio: Trio) -> None:
         capture_pair(other, trio.fake, trio.batches[0], "FvsQ")
 
 
+def test_a_float_model_with_another_output_is_refused(trio: Trio) -> None:
+    class Doubled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = trio.float_model
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            out = self.net(x)
+            return out, out
+
+    with pytest.raises(StateError, match="QAT158 model1: returns 2 tensors and model2 1"):
+        capture_pair(Doubled(), trio.fake, trio.batches[0], "FvsQ")
+
+
 def test_wrong_kinds_are_refused(trio: Trio) -> None:
     with pytest.raises(StateError, match="QAT155 model2: is a Net"):
         capture_pair(trio.fake, trio.float_model, trio.batches[0], "QvsQ")

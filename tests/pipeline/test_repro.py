@@ -217,6 +217,15 @@ def test_bad_input_is_one_message_and_nothing_written(case: str, fresh: Reposito
 
 
 @pytest.mark.slow
+def test_a_label_that_only_training_meets_names_the_step(finished: Repository, tmp_path: Path) -> None:
+    repository = finished.copy(tmp_path / "p")
+    repository.set(data={"kwargs": {"spoil": "late train label"}})
+    done = repository.stage("qat", check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("QAT113 epoch 1 step")
+
+
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_step_and_rate(finished: Repository, tmp_path: Path) -> None:
     repository = finished.copy(tmp_path / "p")
     before = digest(repository.folder / "artifacts/qat.safetensors")
