@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,25 +14,32 @@ from qatlib.emulator import Emulator
 from qatlib.errors import ProgramError, StateError
 from qatlib.fake.model import FakeOp, FakeQuantModel
 from qatlib.fake.state import FakeQuantState
-from qatlib.graph.ir import OPAQUE
+from qatlib.graph.ir import INPUT, OPAQUE
 from qatlib.lowering import Emitter, Lowering
 from qatlib.ops.base import BY_NAME
 from qatlib.program import Program, Value, verify
 from qatlib.qtype import FLOAT, INT32, QType
+from qatlib.tables import DEFAULT_TABLE, Reals, TableSpec
 
 DEFAULT_MULTIPLIER_BITS = 20
 
 
 def to_program(
-    model: FakeQuantModel, preserve: Iterable[str] = (), multiplier_bits: int = DEFAULT_MULTIPLIER_BITS
+    model: FakeQuantModel,
+    preserve: Iterable[str] = (),
+    multiplier_bits: int = DEFAULT_MULTIPLIER_BITS,
+    tables: Mapping[str, TableSpec] = MappingProxyType({}),
 ) -> Program:
     """Integer Program of a calibrated or trained model.
 
     Args:
-        preserve: names of ops that stay in fake-quant form, besides those marked by ``set_preserve_qat_mode``.
+        preserve: names of ops that stay in fake-quant form, besides those marked by ``set_preserve_qat_mode``. The
+            name of a composite, or of a module, stands for all of its steps.
         multiplier_bits: bits of the requantization multipliers, 8 to 21.
+        tables: settings of the tables of the ops named, which :func:`table_ops` lists.
 
-    Raises StateError (QAT151) unless the model is in VALIDATION; ProgramError QAT170, QAT171, QAT175.
+    Raises StateError (QAT151) unless the model is in VALIDATION; ProgramError QAT170, QAT171, QAT175, QAT210, QAT212,
+    QAT213.
     """
     if model.state is not FakeQuantState.VALIDATION:
         raise StateError(
@@ -42,23 +50,23 @@ def to_program(
         )
     if not 8 <= multiplier_bits <= 21:
         raise ProgramError("QAT170", "multiplier_bits", f"is {multiplier_bits}", "Use 8 to 21")
-    kept = set(preserve)
-    unknown = kept - {name for name, _ in model.ops()}
-    if unknown:
-        raise ProgramError(
-            "QAT170", f"preserve {sorted(unknown)[0]!r}", "no op has this name", "Use a name from print(model)"
-        )
+    kept = {name for given in preserve for name in _meant(model, given)}
+    without = sorted(set(tables) - set(table_ops(model, kept)))
+    if without:
+        raise ProgramError("QAT170", f"tables {without[0]!r}", "no op of this name becomes a table", "See table_ops")
     emitter = Emitter()
     graph = model.graph
     for node in graph.nodes:
-        if node.name in graph.inputs:
-            emitter.add_value(Value(node.name, node.shape, FLOAT), (0, 0))
+        if node.op == INPUT:
+            qtype = model.qtype(node.name) if node.content != "float" else FLOAT
+            emitter.add_value(Value(node.name, node.shape, qtype), (0, 0) if qtype.is_float else qtype.limits)
     for name, fake in model.ops():
         if name in kept or fake.preserve_qat_mode:
             _preserve(emitter, model, name, fake)
         else:
-            _convert(emitter, model, name, fake, multiplier_bits)
-    outputs = tuple(_dequantized(emitter, name) for name in graph.outputs)
+            _convert(emitter, model, name, fake, multiplier_bits, tables.get(name, DEFAULT_TABLE))
+    contents = {node.name: node.content for node in graph.nodes}
+    outputs = tuple(_dequantized(emitter, i) if contents[i] == "float" else i for i in graph.outputs)
     meta = {
         "multiplier_bits": multiplier_bits,
         "trained": model.trained,
@@ -67,7 +75,31 @@ def to_program(
     return verify(Program(graph.inputs, outputs, tuple(emitter.ops), emitter.values, emitter.constants, meta))
 
 
-def _convert(emitter: Emitter, model: FakeQuantModel, name: str, fake: FakeOp, bits: int) -> None:
+def _meant(model: FakeQuantModel, given: str) -> list[str]:
+    """The op that is named, or the ops under that name; ProgramError (QAT170) if there is none."""
+    ops = dict(model.ops())
+    if given in ops:
+        return [given]
+    inside = [
+        n for n, fake in ops.items() if n.startswith(f"{given}.") and fake.node.op not in ("quantize", "dequantize")
+    ]
+    if not inside:
+        raise ProgramError("QAT170", f"preserve {given!r}", "no op has this name", "Use a name from print(model)")
+    return inside
+
+
+def table_ops(model: FakeQuantModel, preserve: Iterable[str] = ()) -> tuple[str, ...]:
+    """Names of the ops that become tables, unless they are in ``preserve``."""
+    kept = set(preserve)
+    return tuple(
+        name
+        for name, fake in model.ops()
+        if fake.node.op in BY_NAME and "table" in BY_NAME[fake.node.op].kinds
+        if not (fake.hybrid or fake.preserve_qat_mode or name in kept)
+    )
+
+
+def _convert(emitter: Emitter, model: FakeQuantModel, name: str, fake: FakeOp, bits: int, table: TableSpec) -> None:
     node = fake.node
     if node.op == "dequantize":
         source = node.inputs[0]
@@ -83,8 +115,16 @@ def _convert(emitter: Emitter, model: FakeQuantModel, name: str, fake: FakeOp, b
     if out.is_float:
         out = INT32
     inputs = tuple(_dequantized(emitter, i) for i in node.inputs) if node.op == "quantize" else node.inputs
-    low = Lowering(emitter, fake, inputs, out, bits)
+    low = Lowering(emitter, fake, inputs, out, bits, table, tuple(_observed(model, i) for i in node.inputs))
     BY_NAME[node.op].lower(low)
+
+
+def _observed(model: FakeQuantModel, name: str) -> Reals | None:
+    """Range that calibration saw of a node's value; None if it did not look."""
+    fake = model.quantizer(name)
+    if fake is None or (fake.low == 0 and fake.high == 0 and fake.spec.scale is not None):
+        return None
+    return float(fake.low), float(fake.high)
 
 
 def _preserve(emitter: Emitter, model: FakeQuantModel, name: str, fake: FakeOp) -> None:
@@ -103,7 +143,7 @@ def _float_op(emitter: Emitter, name: str, fake: FakeOp, out: QType, params: dic
             f"{node.module_type} is kept whole (model.leaf or model.wrap) and has no form in a Program",
             "Run it after the network's outputs, or write it with supported operators",
         )
-    inputs = tuple(_dequantized(emitter, i) if emitter.values[i].qtype.dtype == "int32" else i for i in node.inputs)
+    inputs = tuple(_dequantized(emitter, i) if i in emitter.accumulator_scales else i for i in node.inputs)
     emitter.add_op(
         "float_op",
         Value(name, node.shape, out),
@@ -151,9 +191,11 @@ class IntegerModel(nn.Module):
         return self
 
 
-def convert_fx(model: FakeQuantModel, preserve: Iterable[str] = ()) -> IntegerModel:
+def convert_fx(
+    model: FakeQuantModel, preserve: Iterable[str] = (), tables: Mapping[str, TableSpec] = MappingProxyType({})
+) -> IntegerModel:
     """Callable integer model of a calibrated or trained model; its Program is ``.program``."""
-    return IntegerModel(to_program(model, preserve))
+    return IntegerModel(to_program(model, preserve, tables=tables))
 
 
 convert = convert_fx

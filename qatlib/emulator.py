@@ -105,9 +105,7 @@ class Emulator:
 
     def _accept(self, name: str, x: Tensor) -> Tensor:
         value = self.program.values[name]
-        if x.dim() != len(value.shape) or any(
-            want not in (-1, got) for want, got in zip(value.shape, x.shape, strict=True)
-        ):
+        if not value.fits(x.shape):
             raise ProgramError(
                 "QAT180", name, f"has shape {list(x.shape)}, expected {list(value.shape)}", "-1 stands for the batch"
             )
@@ -126,7 +124,10 @@ class Emulator:
         return carrier.to(_INTEGER[self.program.values[name].qtype.dtype])
 
     def real(self, name: str, carrier: Tensor) -> Tensor:
-        """Real numbers of a carrier of value ``name``, float32; an int32 accumulator is read by its ``dequantize``."""
+        """Real numbers of a carrier of value ``name``, float32.
+
+        An int32 accumulator is read by its ``dequantize``; integers without a scale stand for themselves.
+        """
         qtype = self.program.values[name].qtype
         if qtype.is_float:
             return carrier
@@ -134,7 +135,7 @@ class Emulator:
             return carrier.float() * qtype.scale
         reader = next((op for op in self.program.ops if op.kind == "dequantize" and name in op.inputs), None)
         if reader is None:
-            raise ProgramError("QAT180", name, "is an int32 accumulator without a scale", "Read another value")
+            return carrier.float()
         return self.compute(reader, carrier)
 
     def codes(self, name: str, real: Tensor) -> Tensor:
@@ -143,7 +144,7 @@ class Emulator:
         if qtype.is_float:
             return real
         if qtype.scale is None:
-            raise ProgramError("QAT180", name, "is an int32 accumulator, which nothing quantizes to", "Use its inputs")
+            return real.double()
         return quantize(real, qtype.scale, *qtype.limits)
 
 

@@ -42,6 +42,13 @@ def fused_factors(r1: float, r2: float, bits: int, where: str) -> tuple[int, int
     _, shift = factor(r1, bits, where)
     while shift > 0 and math.ldexp(r2, shift) >= 2**31 - 0.5:
         shift -= 1
+    if math.ldexp(r2, shift) >= 2**31 - 0.5:
+        raise ProgramError(
+            "QAT171",
+            where,
+            f"the scale of the addend is {r2:.6g} times that of the output, beyond int32 multipliers",
+            "Bring the scales of its inputs and output closer together",
+        )
     addend = round(math.ldexp(r2, shift))
     drop = max(0, addend.bit_length() - bits)
     addend = (

@@ -24,8 +24,9 @@ from qatlib.errors import ProgramError
 EXACT_FLOAT32 = 2**24
 EXACT_FLOAT64 = 2**53
 INT32 = (-(2**31), 2**31 - 1)
-_CHUNK = 3 << 13
-"""Elements of one requantization step: its float64 buffers stay in a core's second-level cache."""
+_CHUNK = 1 << 18
+"""Elements of one requantization step: its float64 buffers of 2 MiB stay in a last-level cache, and torch cuts it among
+threads. Measured on two AVX2 cores against 24,576 elements, which one thread does alone: 0.78 to 0.86 of the time."""
 
 Route = str
 
@@ -210,8 +211,8 @@ class Requantizer:
     """``clamp(rne(sum(term_i * M_i) / 2^n), lo, hi)`` for one or two terms.
 
     ``factors`` are the ``M_i / 2^n`` in float64, broadcast against the terms. Products stay below 2^53 units of 2^-n,
-    so float64 evaluates them exactly. The work is cut into chunks that stay in a core's second-level cache, where
-    float64 costs no more than float32 with a test for products next to a half.
+    so float64 evaluates them exactly. The work is cut into chunks that stay in cache, where float64 costs no
+    more than float32 with a test for products next to a half.
     """
 
     factors: tuple[Tensor, ...]
@@ -225,7 +226,7 @@ class Requantizer:
 
         Raises ProgramError (QAT176) if a sum may reach 2^53.
         """
-        total = sum(bound * int(m.max()) for bound, m in zip(bounds, multipliers, strict=True))
+        total = sum(bound * int(m.abs().max()) for bound, m in zip(bounds, multipliers, strict=True))
         if total >= EXACT_FLOAT64:
             raise ProgramError("QAT176", "requantize", f"a product may reach {total}, beyond 2^53", "Convert again")
         power = torch.pow(2.0, -shift.double())

@@ -13,6 +13,7 @@ from qatlib.ops.base import BY_KIND, Attrs, Range
 from qatlib.ops.clamp import output_clamp
 from qatlib.program import Op, Value
 from qatlib.qtype import QType, check_scale
+from qatlib.tables import DEFAULT_TABLE, Reals, TableSpec
 
 
 class Emitter:
@@ -53,11 +54,21 @@ class Emitter:
 class Lowering:
     """One node on its way to the Program. Scales are float64 copies of float32 values."""
 
-    def __init__(self, emitter: Emitter, fake: FakeOp, inputs: tuple[str, ...], out: QType, bits: int) -> None:
+    def __init__(
+        self,
+        emitter: Emitter,
+        fake: FakeOp,
+        inputs: tuple[str, ...],
+        out: QType,
+        bits: int,
+        table: TableSpec = DEFAULT_TABLE,
+        observed: tuple[Reals | None, ...] = (),
+    ) -> None:
         self._emitter, self._fake, self._input_names = emitter, fake, inputs
         self.node, self.attrs, self.name = fake.node, fake.node.attrs, fake.node.name
         self.out, self.bits = out, bits
         self.inputs = tuple(emitter.values[name] for name in inputs)
+        self.table, self._observed = table, observed
 
     @property
     def params(self) -> dict[str, Tensor]:
@@ -74,9 +85,17 @@ class Lowering:
         assert scale is not None
         return scale
 
+    def codes(self, index: int) -> Range:
+        """Proven range of the codes of an input."""
+        return self._emitter.ranges[self._input_names[index]]
+
+    def observed(self, index: int) -> Reals | None:
+        """Real range (low, high) that calibration saw of an input; None if it was not calibrated."""
+        return self._observed[index] if self._observed else None
+
     def largest(self, index: int) -> int:
         """Largest magnitude that the codes of an input can have."""
-        lo, hi = self._emitter.ranges[self._input_names[index]]
+        lo, hi = self.codes(index)
         return max(-lo, hi)
 
     def weight(self) -> tuple[Tensor, np.ndarray[Any, np.dtype[np.float64]]]:
@@ -84,10 +103,10 @@ class Lowering:
         quantizer = self._fake.weight_fake_quant
         assert quantizer is not None
         weight = self.params["weight"]
-        scales = quantizer.scales(weight)
+        scales = self._fake.weight_scales()
         for channel, scale in enumerate(scales.tolist()):
             check_scale(scale, f"{self.name} weight of channel {channel}")
-        return quantizer.codes(weight).cpu(), scales.cpu().double().numpy()
+        return quantizer.codes(weight, scales).cpu(), scales.cpu().double().numpy()
 
     def output_clamp(self) -> Range:
         return output_clamp(self.out, self.attrs.get("clamp"))

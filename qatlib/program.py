@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,13 +26,13 @@ from qatlib.atomic import atomic_folder
 from qatlib.errors import ProgramError
 from qatlib.qtype import DType, QType
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the file format; a Program of another version is refused."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """One tensor of the Program. ``shape`` has -1 where the batch size goes."""
+    """One tensor of the Program. A size of -k in ``shape`` is k times the batch size."""
 
     name: str
     shape: tuple[int, ...]
@@ -39,10 +40,18 @@ class Value:
 
     def elements(self, batch: int = 1) -> int:
         """Number of elements for a batch of ``batch``."""
-        count = 1
-        for size in self.shape:
-            count *= batch if size == -1 else size
-        return count
+        return math.prod(self.sizes(batch))
+
+    def sizes(self, batch: int = 1) -> tuple[int, ...]:
+        """Shape for a batch of ``batch``."""
+        return tuple(-size * batch if size < 0 else size for size in self.shape)
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether ``shape`` is that of this value at some batch size."""
+        pairs = list(zip(self.shape, shape, strict=False))
+        return len(self.shape) == len(shape) and all(
+            got % -want == 0 if want < 0 else got == want for want, got in pairs
+        )
 
     def bytes(self, batch: int = 1) -> int:
         return self.elements(batch) * self.qtype.bytes

@@ -88,3 +88,5 @@ class QType:
 
 FLOAT = QType("float32")
 INT32 = QType("int32")
+BOOL = QType("int8", 1.0)
+"""Truth values: code 0 or 1."""

@@ -17,6 +17,7 @@ def main(config: Config) -> None:
     from qatlib.analysis.outcome import publish
     from qatlib.analysis.profiler import capture_pair
     from qatlib.analysis.summary import read_metrics
+    from qatlib.fake.coverage import mac_coverage
     from qatlib.pipeline.project import Project
     from qatlib.program import Program
 
@@ -36,10 +37,12 @@ def main(config: Config) -> None:
         max_train_val_gap=config.float_check.max_train_val_gap,
         overrides=tuple(record.model_dump(exclude_none=True) for record in config.qconfig.overrides),
         input_formats=tuple(record.model_dump(exclude_none=True) for record in config.qconfig.inputs),
+        tables=tuple(record.model_dump(exclude_defaults=True) for record in config.convert.tables),
         inputs=input_facts(fvsq),
         fvsq=fvsq,
         qvsq=capture_pair(fake, program, batches, "QvsQ"),
         ops=program_facts(program),
+        coverage=mac_coverage(fake),
     )
     publish(facts, performance=json.loads(Path("reports/compile_sim/performance.json").read_text()))
 

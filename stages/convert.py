@@ -10,14 +10,17 @@ from qatlib.pipeline.stage import stage
 def main(config: Config) -> None:
     """Convert, and score the Program on the whole test split."""
     from qatlib.compiler.target import load_target
-    from qatlib.conversion import IntegerModel, to_program
+    from qatlib.conversion import IntegerModel, table_ops, to_program
+    from qatlib.pipeline.match import first_match
     from qatlib.pipeline.metrics import write_metrics
     from qatlib.pipeline.project import Project
 
     project = Project(config)
     model = project.load_fake_quant("artifacts/qat.safetensors")
     preserve = project.resolve_ops(config.convert.preserve, "convert.preserve")
-    program = to_program(model, preserve, load_target(config.compile.target).multiplier_bits)
+    records = first_match(config.convert.tables, table_ops(model, preserve), "convert.tables")
+    tables = {name: record.spec for name, record in records.items()}
+    program = to_program(model, preserve, load_target(config.compile.target).multiplier_bits, tables)
     scored = project.evaluate(IntegerModel(program, project.device), "test")
     program.save("artifacts/program")
     write_metrics(

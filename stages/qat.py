@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import qatlib
 from qatlib.pipeline.config import Config
 from qatlib.pipeline.stage import discard_scratch, fingerprint, scratch_dir, stage
 
@@ -15,8 +16,7 @@ def main(config: Config) -> None:
     """Train; a run that was cut off goes on where it stopped."""
     from functools import partial
 
-    from qatlib.conversion import convert_fx
-    from qatlib.fake.train import Scores, Trainer
+    from qatlib.fake.train import Scores, Trainer, scorable
     from qatlib.pipeline.entry import load_entry
     from qatlib.pipeline.metrics import write_metrics
     from qatlib.pipeline.project import Project
@@ -26,7 +26,7 @@ def main(config: Config) -> None:
     key = fingerprint(
         config=[config.model, config.data, config.metric, config.qconfig, config.qat, config.runtime],
         start=Path(CALIBRATED),
-        code=[Path(config.model.code), Path(config.data.code), Path("qatlib")],
+        code=[Path(config.model.code), Path(config.data.code), Path(qatlib.__file__).parent],
     )
     train = project.split("train")
     with step_bar("qat") as on_step:
@@ -38,7 +38,7 @@ def main(config: Config) -> None:
             steps=-(-len(train) // section.batch_size),  # type: ignore[arg-type]
             score=lambda model: Scores(
                 project.evaluate(model, "val", section.integer_eval_images).value,
-                project.evaluate(convert_fx(model).to(project.device), "val", section.integer_eval_images).value,
+                project.evaluate(scorable(model).to(project.device), "val", section.integer_eval_images).value,
             ),
             higher_is_better=project.metric().higher_is_better,
             device=project.device,

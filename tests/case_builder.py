@@ -9,12 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qatlib.program import Op, Program, Value, verify
-from qatlib.qtype import DType, QType
-from tests.oracle import FactorError, factor, half_away, half_even, joint_factor, single_precision
+from qatlib.qtype import BOOL, DType, QType
+from qatlib.qtype import INT32 as COUNTS
+from tests.oracle import (
+    FactorError,
+    addend_factor,
+    factor,
+    half_away,
+    half_even,
+    lone_factor,
+    signed_pair,
+    single_precision,
+    sum_factor,
+)
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -25,10 +35,14 @@ INT32 = 2**31
 
 @dataclass(frozen=True)
 class Case:
-    """A Program and one batch of its inputs, in the dtypes of its input values."""
+    """A Program and one batch of its inputs, in the dtypes of its input values; the ``seed`` that makes it again."""
 
     program: Program
     inputs: tuple[Array, ...]
+    seed: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<{' '.join(op.kind for op in self.program)}, seed {self.seed}>"
 
 
 def codes(rng: np.random.Generator, pattern: str, shape: Shape, lo: int, hi: int) -> Array:
@@ -49,9 +63,8 @@ def codes(rng: np.random.Generator, pattern: str, shape: Shape, lo: int, hi: int
 
 @dataclass
 class Builder:
-    """Collects one Program. Small choices come from hypothesis by ``draw``, bulk data from ``rng``."""
+    """Collects one Program. Every choice comes from ``rng``."""
 
-    draw: Callable[..., Any]
     batch: int
     rng: np.random.Generator
     values: dict[str, Value] = field(default_factory=dict)
@@ -60,10 +73,10 @@ class Builder:
     feeds: dict[str, Array] = field(default_factory=dict)
 
     def pick(self, *options: Any) -> Any:
-        return self.draw(st.sampled_from(options))
+        return options[self.rng.integers(len(options))]
 
     def between(self, low: int, high: int) -> int:
-        return int(self.draw(st.integers(low, high)))
+        return int(self.rng.integers(low, high + 1))
 
     def qtype(self, dtype: DType | None = None) -> QType:
         """int8 or int16 with a scale in [2^-20, 2^6]."""
@@ -130,7 +143,7 @@ class Builder:
         bits, mode = self.bits(), self.pick("dyadic", "fit", "dyadic", "fit", "scales", "raw")
         pairs = []
         for reach in reaches:
-            m, n = factor_or_fit(self, (reach,), qmax, bits, mode)
+            m, n = or_fit(self, (reach,), qmax, mode, lambda r: factor(r, bits))
             if mode == "raw":
                 m = (2 ** (bits - 1), 2**bits - 1, int(self.rng.integers(2 ** (bits - 1), 2**bits)))[
                     self.rng.integers(3)
@@ -139,22 +152,97 @@ class Builder:
             pairs.append((m, n))
         return np.array([m for m, _ in pairs]), np.array([n for _, n in pairs])
 
-    def joint_factors(self, reaches: Sequence[tuple[float, float]], qmax: int) -> tuple[Array, Array, Array]:
-        """``(M1, M2, n)`` for sums of two terms with the given reaches."""
+    def addend_factors(self, reaches: Sequence[float], reach2: float, qmax: int) -> tuple[Array, Array, Array]:
+        """``(M1, M2, n)`` of accumulators with the given reaches and an addend with ``reach2``."""
         bits, mode = self.bits(), self.pick("fit", "fit", "dyadic", "scales")
-        rows = [factor_or_fit(self, pair, qmax, bits, mode) for pair in reaches]
+        rows = [or_fit(self, (reach, reach2), qmax, mode, lambda a, b: addend_factor(a, b, bits)) for reach in reaches]
         m1, m2, n = np.array(rows).T
         return m1, m2, n
 
+    def sum_factors(self, names: Sequence[str], output: QType) -> dict[str, torch.Tensor]:
+        """Constants of ``add`` for the two inputs ``names``: both signs, terms that count for nothing or everything."""
+        bits, mode = self.bits(), self.pick("fit", "fit", "dyadic", "scales", "lopsided")
+        reach = tuple(-self.values[name].qtype.limits[0] for name in names)
+        signs = self.pick((1, 1), (1, 1), (1, -1), (-1, 1), (-1, -1))
 
-def factor_or_fit(build: Builder, reaches: Sequence[float], qmax: int, bits: int, mode: str) -> tuple[int, ...]:
-    """Multipliers and the shift for one or two reaches; scales that have no shift give way to a factor that fits."""
-    normalize: Callable[..., tuple[int, ...]] = factor if len(reaches) == 1 else joint_factor
+        def make(r1: float, r2: float) -> tuple[int, ...]:
+            if mode == "lopsided":
+                r2 *= 2.0 ** self.rng.uniform(-50, 20)
+            return sum_factor(signs[0] * r1, signs[1] * r2, bits, (reach[0], reach[1]), output.limits[0])
+
+        m1, m2, n = or_fit(self, reach, output.limits[1], mode, make)
+        return {"multiplier": int32([m1, m2]), "shift": int32([n])}
+
+    def one_factor(self, reach: float, output: QType) -> dict[str, torch.Tensor]:
+        """``multiplier`` and ``shift`` of one accumulator."""
+        m, n = self.factors([reach], output.limits[1])
+        return {"multiplier": int32(m), "shift": int32(n)}
+
+    def lone_factors(self, reaches: Sequence[float], output: QType) -> dict[str, torch.Tensor]:
+        """``multiplier`` and ``shift`` of terms that are rescaled on their own; now and then one of the two ends."""
+        bits, mode = self.bits(), self.pick("dyadic", "fit", "dyadic", "fit", "scales", "end")
+        made = []
+        for reach in reaches:
+            r = self.real(reach, output.limits[1], mode, 8.0)
+            if mode == "end":
+                r = 2.0 ** self.rng.choice([-45.0, -40.0, 22.0])
+            made.append(lone_factor(r, bits))
+        return {"multiplier": int32([m for m, _ in made]), "shift": int32([n for _, n in made])}
+
+    def slope_factors(self, count: int, reach: float, output: QType) -> dict[str, torch.Tensor]:
+        """Constants of ``prelu``: slopes of both signs, 0, tiny and above 1."""
+        bits, mode = self.bits(), self.pick("fit", "dyadic", "scales")
+        rows = []
+        for _ in range(count):
+            slope = float(self.rng.choice([0.01, 0.25, 0.0, 1.0, -0.5, 3.0, self.rng.normal()]))
+            rows.append(or_fit(self, (reach,), output.limits[1], mode, lambda r, s=slope: signed_pair(r, s * r, bits)))
+        columns = zip(("multiplier", "negative_multiplier", "shift"), np.array(rows).T, strict=True)
+        return {role: int32(column) for role, column in columns}
+
+    def feed_bool(self, shape: Shape) -> str:
+        """A new Program input of truth values."""
+        return self.feed_array(self.rng.integers(0, 2, (self.batch, *shape)).astype(np.int8), BOOL)
+
+    def feed_counts(self, shape: Shape, low: int = -INT32, high: int = INT32 - 1) -> str:
+        """A new Program input of integers without a scale."""
+        pattern = self.pick("uniform", "uniform", "min", "max", "alternating", "small")
+        data = codes(self.rng, pattern, (self.batch, *shape), low, high).clip(low, high)
+        return self.feed_array(data.astype(np.int32), COUNTS)
+
+    def constant(self, shape: Shape, qtype: QType) -> str:
+        """A constant of codes without a batch axis, or with one of size 1."""
+        data = codes(self.rng, self.pick("uniform", "alternating", "max"), shape, *qtype.limits).astype(qtype.dtype)
+        return self.emit("constant", [], shape, qtype, value=torch.from_numpy(data))
+
+    def partner(self, x: str, qtype: QType | None = None) -> tuple[str, Shape]:
+        """A second input for an elementwise op and the shape of the result; on some axes one of the two broadcasts.
+
+        It is another feed, ``x`` itself, or a constant with as many axes or fewer.
+        """
+        sizes = self.values[x].shape[1:]
+        wanted = tuple(self.pick(1, 3) if size == 1 else self.pick(size, size, 1) for size in sizes)
+        shape = (self.values[x].shape[0], *(max(pair) for pair in zip(sizes, wanted, strict=True)))
+        kind = self.pick("feed", "feed", "constant", "same")
+        if kind == "same" and qtype is None:
+            return x, self.values[x].shape
+        if kind == "constant":
+            dropped = self.between(0, len(wanted) + 1)
+            kept = (1, *wanted)[dropped:]
+            seen = (1,) * len(wanted[: max(0, dropped - 1)]) + tuple(wanted[max(0, dropped - 1) :])
+            shape = (shape[0], *(max(pair) for pair in zip(sizes, seen, strict=True)))
+            return self.constant(kept, qtype or self.qtype()), shape
+        return self.feed(wanted, qtype), shape
+
+
+def or_fit(
+    build: Builder, reaches: Sequence[float], qmax: int, mode: str, make: Callable[..., tuple[int, ...]]
+) -> tuple[int, ...]:
+    """``make(*factors)``, one factor per reach; scales that have no shift give way to factors that fit."""
     headroom = 8.0 if len(reaches) == 1 else 0.5
     try:
-        return normalize(*(build.real(reach, qmax, mode, headroom) for reach in reaches), bits)
+        return make(*(build.real(reach, qmax, mode, headroom) for reach in reaches))
     except FactorError:
-        return normalize(*(build.real(reach, qmax, "fit", headroom) for reach in reaches), bits)
+        return make(*(build.real(reach, qmax, "fit", headroom) for reach in reaches))
 
 
 def int32(values: Any) -> torch.Tensor:

@@ -316,3 +316,17 @@ def test_calibrating_after_conversion_starts_over(net: FakeQuantModel) -> None:
     assert before is not None
     assert after is not None
     assert after > 1.5 * before
+
+
+def test_a_channel_of_hardly_any_weight_keeps_its_bias() -> None:
+    torch.manual_seed(0)
+    net = model(lambda s, x: F.relu(s.conv(x)), conv=nn.Conv2d(3, 4, 1))
+    with torch.no_grad():
+        net.conv.weight[1] = 0.0
+        net.conv.weight[2] = 1e-12
+        net.conv.bias.copy_(torch.tensor([0.1, 3.0, 7.0, -0.2]))
+    x = images(8) * 0.01
+    program = to_program(calibrated(net, x))
+    (out,) = emulate(program, x)
+    with torch.no_grad():
+        assert float((out - net(x)).abs().max()) <= program.values["conv"].qtype.scale

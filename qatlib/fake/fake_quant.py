@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from qatlib.errors import TrainingError
 from qatlib.fake.observer import Histogram
 from qatlib.fake.qconfig import FakeQuantSpec
 from qatlib.fake.state import FakeQuantState, StateCell
-from qatlib.qtype import DEAD_SCALE, limits, scale_of
+from qatlib.qtype import DEAD_SCALE, check_scale, limits, scale_of
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -42,6 +44,46 @@ def round_to(x: Tensor, unit: Tensor) -> Tensor:
     return x + ((x / unit).round() * unit - x).detach()
 
 
+MASKED = -5e3
+"""Scores at or below this are masks: -1e4, -1e9, the lowest float."""
+
+
+def relevant(x: Tensor, below_maximum: Sequence[Any] | None) -> Tensor:
+    """``x`` with what lies further below the largest of its row than counts, (axis, distance), raised to there.
+
+    Masks are never the largest; a row of nothing but masks counts as 0.
+    """
+    if below_maximum is None:
+        return x
+    axis, distance = below_maximum
+    top = x.masked_fill(x <= MASKED, -torch.inf).amax(axis, keepdim=True)
+    return torch.where(top > -torch.inf, torch.maximum(x, top - distance), torch.zeros_like(x))
+
+
+def within_reach(f: Callable[[Tensor], Tensor], x: Tensor, read: FakeQuantize) -> Tensor:
+    """``f(x)`` for a function with poles, such as log, on values that ``read`` quantized.
+
+    Where f is not finite it is taken at the nearest end of the calibrated range, as the table will be (section 4 of
+    ``docs/numerics.md``, Tables). Where its slope is not finite, as that of sqrt at 0, no gradient passes.
+    """
+    low, high = read.low, read.high
+    if bool(low < high):
+        quantized = ((end / read.scale).round() * read.scale for end in (low, high))
+        wide = tuple(
+            pick(a, b) for pick, a, b in zip((torch.minimum, torch.maximum), (low, high), quantized, strict=True)
+        )
+        for first, last in (wide, (low, high)):
+            x = torch.where(torch.isfinite(f(x.detach())), x, torch.clamp(x, first, last))
+    if not x.requires_grad:
+        return f(x)
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        y = f(leaf)
+        (slope,) = torch.autograd.grad(y.sum(), leaf)
+    passed = torch.where(torch.isfinite(slope), slope, torch.zeros_like(slope))
+    return y.detach() + (x - x.detach()) * passed
+
+
 class FakeQuantize(nn.Module):
     """Fake-quant of one activation, per tensor. What it does is decided by the model's state.
 
@@ -52,9 +94,15 @@ class FakeQuantize(nn.Module):
     low: Tensor
     high: Tensor
 
-    def __init__(self, spec: FakeQuantSpec, cell: StateCell, where: str) -> None:
+    def __init__(
+        self, spec: FakeQuantSpec, cell: StateCell, where: str, below_maximum: tuple[int, float] | None = None
+    ) -> None:
+        """``below_maximum`` (axis, distance): values further below the largest of their row are none of the range.
+
+        A softmax takes them for 0 anyway; masks of -1e4 would otherwise leave no codes for the rest.
+        """
         super().__init__()
-        self.spec, self.where = spec, where
+        self.spec, self.where, self.below_maximum = spec, where, below_maximum
         self._cell = cell
         self.histogram = Histogram(spec.bins)
         self.register_buffer("scale", torch.tensor(spec.scale or 0.0))
@@ -68,14 +116,17 @@ class FakeQuantize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         state = self._cell.state
         if state is FakeQuantState.CALIBRATION:
-            self.histogram.update(x, self.where)
+            self.histogram.update(self._relevant(x.detach()), self.where)
             return x
         if state is FakeQuantState.QAT and self.spec.scale is None and self.spec.averaging_constant > 0:
-            self._follow(x)
+            self._follow(self._relevant(x.detach()))
         return fake_quantize(x, self.scale, self.spec.dtype)
 
+    def _relevant(self, x: Tensor) -> Tensor:
+        return relevant(x, self.below_maximum)
+
     def _follow(self, x: Tensor) -> None:
-        low, high = torch.aminmax(x.detach())
+        low, high = torch.aminmax(x)
         current = torch.maximum(-low, high)
         if not bool(torch.isfinite(current)):
             raise TrainingError(
@@ -102,6 +153,34 @@ class FakeQuantize(nn.Module):
         return f"{self.spec.dtype}, scale={float(self.scale):.6g}" + (", fixed" if self.spec.scale else "")
 
 
+class ConstantFakeQuantize(FakeQuantize):
+    """Fake-quant of a constant tensor: the scale follows its elements, like that of weights, in every state.
+
+    A single number c has code +-64 at scale |c|/64, which is exact.
+    """
+
+    def __init__(self, spec: FakeQuantSpec, cell: StateCell, where: str, value: Tensor) -> None:
+        spec = replace(spec, dtype="int8", scale=None) if value.dim() == 0 else spec
+        super().__init__(spec, cell, where)
+        self._measure(value.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._measure(x.detach())
+        return fake_quantize(x, self.scale, self.spec.dtype) if self._cell.state.quantizes else x
+
+    def _measure(self, x: Tensor) -> None:
+        self.low.copy_(x.min())
+        self.high.copy_(x.max())
+        largest = float(x.abs().max())
+        if x.dim() == 0:
+            self.scale.fill_(check_scale(largest / 64, self.where) if largest else DEAD_SCALE)
+        elif self.spec.scale is None:
+            self.scale.fill_(scale_of(largest, self.spec.dtype, self.where))
+
+    def settle(self, spec: FakeQuantSpec | None = None) -> None:
+        """Nothing to do: the scale is known from the start."""
+
+
 class WeightFakeQuantize(nn.Module):
     """Fake-quant of weights, per output channel; the scale follows the weights: ``2 max|w| / (qmax - qmin)``."""
 
@@ -120,11 +199,11 @@ class WeightFakeQuantize(nn.Module):
         """Fake-quantized weights."""
         return fake_quantize(weight, scales.view(-1, *[1] * (weight.dim() - 1)), self.spec.dtype)
 
-    def codes(self, weight: Tensor) -> Tensor:
+    def codes(self, weight: Tensor, scales: Tensor) -> Tensor:
         """Integer weights, section 2 of ``docs/numerics.md``."""
         qmin, qmax = limits(self.spec.dtype)
-        scale = self.scales(weight).view(-1, *[1] * (weight.dim() - 1))
-        return (weight.detach() / scale).round_().clamp_(qmin, qmax).to(torch.int8)
+        scale = scales.view(-1, *[1] * (weight.dim() - 1))
+        return (weight.detach() / scale).round_().clamp_(qmin, qmax).to(getattr(torch, self.spec.dtype))
 
     def extra_repr(self) -> str:
         return f"{self.spec.dtype}, per output channel"

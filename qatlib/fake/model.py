@@ -11,12 +11,19 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 
 from qatlib.errors import QConfigError, StateError
-from qatlib.fake.fake_quant import FakeQuantize, WeightFakeQuantize, round_to
+from qatlib.fake.fake_quant import (
+    ConstantFakeQuantize,
+    FakeQuantize,
+    WeightFakeQuantize,
+    fake_quantize,
+    round_to,
+    within_reach,
+)
 from qatlib.fake.qconfig import QConfig
 from qatlib.fake.state import FakeQuantState, StateCell
-from qatlib.graph.ir import INPUT, OPAQUE, Graph, Node
+from qatlib.graph.ir import CONSTANT, INPUT, OPAQUE, Graph, Node
 from qatlib.ops.base import BY_NAME
-from qatlib.qtype import FLOAT, QType
+from qatlib.qtype import BOOL, FLOAT, INT32, DType, QType
 
 Visit = Callable[[Node, tuple[Tensor, ...], Tensor], None]
 
@@ -55,7 +62,11 @@ class FakeOp(nn.Module):
         self.weight_fake_quant = WeightFakeQuantize(qconfig.weight) if qconfig and weighted else None
         self._input_quantizer: tuple[FakeQuantize, ...] = ()
         spec = qconfig.activation if qconfig and quantizes_output else None
-        self.activation_post_process = FakeQuantize(spec, cell, node.name) if spec else None
+        self.activation_post_process: FakeQuantize | None = None
+        if spec and node.op == CONSTANT:
+            self.activation_post_process = ConstantFakeQuantize(spec, cell, node.name, node.params["value"])
+        elif spec:
+            self.activation_post_process = FakeQuantize(spec, cell, node.name, node.attrs.get("below_maximum"))
 
     @property
     def hybrid(self) -> bool:
@@ -69,7 +80,12 @@ class FakeOp(nn.Module):
             result: Tensor = self.callee(*inputs)
             return result
         params = self.quantized_params() if self._cell.state.quantizes else self.float_params()
-        return BY_NAME[self.node.op].forward(self.node.attrs, params, *inputs)
+        operator = BY_NAME[self.node.op]
+        if self._input_quantizer and self._cell.state.quantizes and operator.has_poles(self.node.attrs):
+            return within_reach(
+                lambda x: operator.forward(self.node.attrs, params, x), inputs[0], *self._input_quantizer
+            )
+        return operator.forward(self.node.attrs, params, *inputs)
 
     def float_params(self) -> dict[str, Tensor]:
         """Parameters as trained."""
@@ -80,15 +96,31 @@ class FakeOp(nn.Module):
         params, fake = self.float_params(), self.weight_fake_quant
         if fake is None:
             return params
-        scales = fake.scales(params["weight"])
+        scales = self.weight_scales()
         params["weight"] = fake.quantized(params["weight"], scales)
         if self._input_quantizer:
             params["bias"] = round_to(params["bias"], scales * self._input_quantizer[0].scale)
         return params
 
+    def weight_scales(self) -> Tensor:
+        """Scale of every output channel, float32 ``[O]``: that of the weights, or the smallest at which the bias stays
+        within 2^30 units of ``s_x * s_w[c]``. A channel of hardly any weight may have a large bias.
+        """
+        assert self.weight_fake_quant is not None
+        params = self.float_params()
+        scales = self.weight_fake_quant.scales(params["weight"])
+        if self._input_quantizer:
+            unit = self._input_quantizer[0].scale.double() * 2**30
+            scales = torch.maximum(scales, (params["bias"].detach().abs().double() / unit).float())
+        return scales
+
     def forward(self, *inputs: Tensor) -> Tensor:
         out = self.compute(*inputs)
-        return out if self.activation_post_process is None else self.activation_post_process(out)
+        if self.activation_post_process is not None:
+            out = self.activation_post_process(out)
+        elif self._input_quantizer and self._cell.state.quantizes and BY_NAME[self.node.op].rounds:
+            out = fake_quantize(out, self._input_quantizer[0].scale, self._input_quantizer[0].spec.dtype)
+        return out
 
     def extra_repr(self) -> str:
         fused = f" [+ {' + '.join(self.node.absorbed)}]" if self.node.absorbed else ""
@@ -109,6 +141,7 @@ class FakeQuantModel(nn.Module):
         self.graph = graph
         self._cell = StateCell()
         self._ops: dict[str, FakeOp] = {}
+        self._contents = {node.name: node.content for node in graph.nodes}
         self.register_buffer("state_code", torch.tensor(0, dtype=torch.uint8))
         self.register_buffer("trained_code", torch.tensor(0, dtype=torch.uint8))
         self.register_load_state_dict_post_hook(_restore_state)  # type: ignore[no-untyped-call]
@@ -119,7 +152,11 @@ class FakeQuantModel(nn.Module):
                 op = FakeOp(node, plan[node.name], quantizes_output[node.name], self._cell, shared, modules)
                 self._ops[node.name] = op
                 self._place(node.name, op)
-                if op.weight_fake_quant is not None and (quantizer := self._quantizer(node.inputs[0])):
+                operator = BY_NAME.get(node.op)
+                reads_scale = op.weight_fake_quant is not None or (
+                    operator is not None and (operator.rounds or operator.has_poles(node.attrs))
+                )
+                if reads_scale and not op.hybrid and (quantizer := self._quantizer(node.inputs[0])):
                     op._input_quantizer = (quantizer,)  # in a tuple: it belongs to another op
 
     def _place(self, name: str, op: FakeOp) -> None:
@@ -205,8 +242,23 @@ class FakeQuantModel(nn.Module):
     def op(self, name: str) -> FakeOp:
         return self._ops[name]
 
+    def dtype(self, name: str) -> DType:
+        """Dtype of a node's output, known before calibration."""
+        fake = self._quantizer(name)
+        content = self._contents[name]
+        if content != "float":
+            return (INT32 if content == "int" else BOOL).dtype
+        return "float32" if fake is None else fake.spec.dtype
+
+    def quantizer(self, name: str) -> FakeQuantize | None:
+        """What quantizes the value of a node: its own module, or that of the node whose format it keeps."""
+        return self._quantizer(name)
+
     def qtype(self, name: str) -> QType:
-        """Format of a node's output: int8/int16 with its scale, or float."""
+        """Format of a node's output: int8/int16 with its scale, integers or truth values as they are, or float."""
+        content = self._contents[name]
+        if content != "float":
+            return INT32 if content == "int" else BOOL
         fake = self._quantizer(name)
         return FLOAT if fake is None else QType(fake.spec.dtype, float(fake.scale))
 

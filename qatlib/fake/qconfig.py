@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from qatlib.errors import QConfigError
+from qatlib.ops.base import Format
 from qatlib.qtype import check_scale
 
 Method = Literal["min_max", "percentile", "mse"]
@@ -46,6 +47,11 @@ class FakeQuantSpec:
             object.__setattr__(self, "scale", check_scale(self.scale, "fixed scale"))
 
 
+def method_for(dtype: str, method: Method) -> Method:
+    """The calibration method where none was asked for by name: 16 bits have codes for outliers that 8 bits cut off."""
+    return "min_max" if dtype == "int16" and method == "percentile" else method
+
+
 @dataclass(frozen=True)
 class QConfig:
     """Formats of one operator. ``activation`` None asks for a high-precision (int32) output, which only a convolution
@@ -55,9 +61,12 @@ class QConfig:
     activation: FakeQuantSpec | None = FakeQuantSpec()
     weight: FakeQuantSpec = FakeQuantSpec(method="min_max", averaging_constant=1.0)
 
-    def __post_init__(self) -> None:
-        if self.weight.dtype != "int8":
-            raise QConfigError("QAT142", "weight", f"dtype {self.weight.dtype!r}", "Weights are int8")
+    def with_format(self, format: Format | None) -> QConfig:
+        """A copy with the format that an inner step asks for."""
+        if format is None or self.activation is None:
+            return self
+        dtype = format.dtype or self.activation.dtype
+        return self.with_activation(dtype=dtype, scale=format.scale, method=method_for(dtype, self.activation.method))
 
     def with_activation(self, **changes: Any) -> QConfig:
         """A copy with other settings of the activation."""

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qatlib.errors import DataError, TrainingError
+from qatlib.conversion import IntegerModel, convert_fx
+from qatlib.errors import DataError, ProgramError, TrainingError
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
 from qatlib.fake.resume import Progress, load_progress, save_progress
 from qatlib.fake.state import FakeQuantState
@@ -47,6 +48,22 @@ class Trained:
 
     history: tuple[Epoch, ...]
     best: int
+
+
+def scorable(model: FakeQuantModel) -> IntegerModel:
+    """The integers of ``model`` for the score of an epoch, with default tables.
+
+    ``convert.tables`` is none of QAT's parameters: changing a table must not train again. An op whose default table is
+    impossible (QAT210: it needs a ``range`` by hand) therefore keeps its fake-quant form here.
+    """
+    kept: list[str] = []
+    while True:
+        try:
+            return convert_fx(model, kept)
+        except ProgramError as error:
+            if error.code != "QAT210" or error.where in kept:
+                raise
+            kept.append(error.where)
 
 
 @dataclass

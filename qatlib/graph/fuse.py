@@ -12,13 +12,13 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from qatlib.errors import GraphError
-from qatlib.graph.ir import Graph, Node
+from qatlib.graph.ir import INPUT, Graph, Node
 from qatlib.graph.verify import verify
 from qatlib.ops.base import BY_NAME
 from qatlib.ops.batch_norm import affine
+from qatlib.ops.softmax import BELOW
 
-DENSE = ("conv", "linear")
+DENSE = ("conv", "conv_transpose", "linear")
 
 
 def fuse(graph: Graph) -> Graph:
@@ -32,6 +32,15 @@ def drop_identities(graph: Graph) -> Graph:
     """Remove dropout, identity, contiguous and the like."""
     gone = {node.name: node.inputs[0] for node in graph.nodes if node.op == "identity"}
     return graph.renamed([node for node in graph.nodes if node.name not in gone], gone)
+
+
+def drop_unread(graph: Graph) -> Graph:
+    """Remove what nobody reads: the second result of a call of which the model uses the first."""
+    read = set(graph.outputs)
+    for node in reversed(graph.nodes):
+        if node.name in read:
+            read.update(node.inputs)
+    return replace(graph, nodes=tuple(n for n in graph.nodes if n.name in read or n.op == INPUT))
 
 
 def _only_reader(graph: Graph, users: dict[str, list[Node]], name: str) -> bool:
@@ -72,22 +81,24 @@ def _folded(dense: Node, norm: Node) -> dict[str, nn.Parameter]:
 
 def batch_norm_to_conv(graph: Graph) -> Graph:
     """A batch norm that nothing absorbs is a depthwise convolution with a kernel of 1."""
-    return replace(graph, nodes=tuple(_as_conv(n) if n.op == "batch_norm" else n for n in graph.nodes))
+    nodes = [part for node in graph.nodes for part in (_as_conv(node) if node.op == "batch_norm" else [node])]
+    return replace(graph, nodes=tuple(nodes))
 
 
-def _as_conv(norm: Node) -> Node:
-    axes = len(norm.shape) - 2
-    if axes == 0:
-        raise GraphError(
-            "QAT134",
-            norm.described(),
-            "batch norm over [batch, channels] that does not follow a linear layer",
-            "Place it directly behind nn.Linear, where it folds into the weights",
-        )
+def _as_conv(norm: Node) -> list[Node]:
+    """Over [batch, channels] the convolution is 1-d, between two reshapes that move nothing."""
+    axes = max(1, len(norm.shape) - 2)
     factor, offset = (t.detach() for t in affine(norm.attrs, norm.params))
     attrs = {"stride": [1] * axes, "padding": [[0, 0]] * axes, "dilation": [1] * axes, "groups": len(factor)}
     params = {"weight": nn.Parameter(factor.view(-1, 1, *[1] * axes)), "bias": nn.Parameter(offset.clone())}
-    return replace(norm, op="conv", attrs=attrs, params=params)
+    conv = replace(norm, op="conv", attrs=attrs, params=params)
+    if len(norm.shape) > 2:
+        return [conv]
+    bare = replace(norm, op="reshape", params={})
+    shape = (norm.shape[0], len(factor), 1)
+    wide = replace(bare, name=f"{norm.name}.wide", attrs={"shape": [-1, *shape[1:]]}, shape=shape)
+    conv = replace(conv, name=f"{norm.name}.conv", inputs=(wide.name,), shape=shape)
+    return [wide, conv, replace(bare, inputs=(conv.name,), attrs={"shape": [-1, shape[1]]})]
 
 
 def fuse_add(graph: Graph) -> Graph:
@@ -138,10 +149,39 @@ def fuse_clamp(graph: Graph) -> Graph:
     return graph.renamed([fused.get(n.name, n) for n in graph.nodes if n.name not in gone], gone)
 
 
+def look_below_maximum(graph: Graph) -> Graph:
+    """Let calibration ignore what ``exp(x - max(x))`` takes for 0, where nothing else reads x: masks of -1e4.
+
+    The node that makes x gets the attribute ``below_maximum``: axis, and how far below the largest still counts.
+    """
+    users, nodes = graph.users(), graph.by_name()
+    marked: dict[str, Node] = {}
+    for sub in graph.nodes:
+        if sub.op != "sub" or len(sub.inputs) != 2 or nodes[sub.inputs[1]].op != "amax":
+            continue
+        x, largest = (nodes[name] for name in sub.inputs)
+        read = [user for user in users[sub.name] if user.op == "unary" and user.attrs.get("function") == "exp"]
+        if largest.inputs != (x.name,) or not read or len(users[sub.name]) > 1 or len(largest.attrs["axes"]) != 1:
+            continue
+        readers = {user.name for user in users[x.name]}
+        (axis,) = largest.attrs["axes"]
+        from_end = axis - len(x.shape)
+        while x.op == "reshape" and from_end == -1 and x.shape[-1] == nodes[x.inputs[0]].shape[-1]:
+            if x.name in graph.outputs or len(users[x.inputs[0]]) > 1:
+                break
+            x = nodes[x.inputs[0]]
+        own = x.op in BY_NAME and not BY_NAME[x.op].keeps_scale and x.name not in graph.outputs
+        if own and readers == {sub.name, largest.name}:
+            marked[x.name] = replace(x, attrs={**x.attrs, "below_maximum": [from_end, BELOW]})
+    return replace(graph, nodes=tuple(marked.get(node.name, node) for node in graph.nodes))
+
+
 PASSES: tuple[Callable[[Graph], Graph], ...] = (
     drop_identities,
+    drop_unread,
     fold_batch_norm,
     batch_norm_to_conv,
     fuse_add,
     fuse_clamp,
+    look_below_maximum,
 )

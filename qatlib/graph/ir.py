@@ -9,7 +9,10 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import TreeSpec
 
+from qatlib.ops.base import Content, Format
+
 INPUT = "input"
+CONSTANT = "constant"
 OPAQUE = "opaque"
 """``op`` of a wrapped function or leaf module: float, never looked into."""
 
@@ -20,7 +23,8 @@ class Node:
 
     ``op`` is the name of an :class:`qatlib.ops.base.Operator`, ``input`` or ``opaque``. ``module`` is the qualified
     name of the called module, empty for functions; ``module_type`` the type or function that people know. ``shape`` has
-    -1 for the batch. ``absorbed`` names the nodes fused into this one, ``where`` is the line of the user's source.
+    -1 for the batch, -k for k times the batch. ``absorbed`` names the nodes fused into this one, ``where`` is the line
+    of the user's source. An inner step of a composite bears the name of the whole call in ``composite``.
     """
 
     name: str
@@ -34,6 +38,9 @@ class Node:
     where: str = ""
     absorbed: tuple[str, ...] = ()
     callee: Callable[..., Any] | None = None
+    content: Content = "float"
+    format: Format | None = None
+    composite: str = ""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Node:
         return self

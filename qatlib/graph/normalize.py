@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import inspect
+import operator
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from qatlib.errors import GraphError
-from qatlib.graph.ir import INPUT, OPAQUE, Graph, Node
-from qatlib.graph.source import Shape, operator_of, source_line
+from qatlib.graph.ir import CONSTANT, INPUT, OPAQUE, Graph, Node
+from qatlib.graph.source import BATCHES, Shape, batched, batched_shape, operator_of, source_line
 from qatlib.graph.unsupported import unsupported
-from qatlib.ops.base import BY_FUNCTION, BY_METHOD, Call, Operator, Ref
+from qatlib.ops.base import BY_FUNCTION, BY_METHOD, BY_NAME, Attrs, Call, Format, Operator, Params, Ref, Traced
 
 
 def normalize(module: fx.GraphModule, runs: list[dict[str, Any]], leaf: set[str], wrap: Sequence[Any]) -> Graph:
-    """``runs`` are the results at two batch sizes: an axis that differs between them is the batch axis."""
+    """``runs`` are the results at :data:`.source.BATCHES`: an axis that differs between them follows the batch."""
     return _Normalizer(module, runs, leaf, {id(function) for function in wrap}).graph()
 
 
 @dataclass
 class _Normalizer:
+    """Visits the calls in order. ``env`` holds per call a :class:`Ref` (or a nesting of them), or a plain value, or a
+    constant tensor. It is the :class:`qatlib.ops.base.Steps` of the calls that it hands to operators.
+    """
+
     module: fx.GraphModule
     runs: list[dict[str, Any]]
     leaf: set[str]
@@ -33,6 +40,9 @@ class _Normalizer:
     env: dict[fx.Node, Any] = field(default_factory=dict)
     missing: list[tuple[str, str, str]] = field(default_factory=list)
     taken: set[str] = field(default_factory=set)
+    constants: dict[int, tuple[Tensor, Ref]] = field(default_factory=dict)
+    derived: dict[tuple[int, str], tuple[Tensor, nn.Parameter]] = field(default_factory=dict)
+    site: Node = field(default_factory=lambda: Node("", ""))
 
     def graph(self) -> Graph:
         *calls, output = self.module.graph.nodes
@@ -56,20 +66,41 @@ class _Normalizer:
             owner, _, name = str(node.target).rpartition(".")
             return getattr(self.module.get_submodule(owner), name)
         first, second = (run[node.name] for run in self.runs)
-        if not isinstance(first, Shape):
-            return _static(first, second) if not _holds_tensor(first) else self._unsupported(node, None)
+        if not _computed(first):
+            return self._constant_tensor(node, first, second) if isinstance(first, Tensor) else _static(first, second)
         if node.op == "placeholder":
-            return self._add(Node(node.name, INPUT, shape=self._shape(node), module_type="input"))
+            if not isinstance(first, Shape):
+                raise GraphError("QAT136", node.name, "is an input that is not a tensor", "Pass tensors")
+            shape = self._shape(node)
+            return self._add(Node(node.name, INPUT, shape=shape, module_type="input", content=first.content))
+        if node.target in (operator.getitem, getattr) and node.op == "call_function":
+            whole = self._resolve(node.args[0])
+            if not isinstance(whole, Ref | Tensor):
+                key = self._resolve(node.args[1])
+                return whole[key] if node.target is operator.getitem else getattr(whole, key)
         return self._call(node)
 
-    def _shape(self, node: fx.Node) -> tuple[int, ...]:
-        first, second = (run[node.name].sizes for run in self.runs)
-        if len(first) != len(second):
-            seen = "the number of axes depends on the batch size"
-            raise GraphError("QAT136", source_line(node) or node.name, seen, "Keep the batch axis")
-        return tuple(a if a == b else -1 for a, b in zip(first, second, strict=True))
+    def _constant_tensor(self, node: fx.Node, first: Tensor, second: Tensor) -> Tensor:
+        """A tensor that no input reaches; one that only repeats with the batch keeps a batch axis of 1."""
+        if first.shape == second.shape and torch.equal(first, second):
+            return first
+        axes = [axis for axis, sizes in enumerate(zip(first.shape, second.shape, strict=False)) if sizes == BATCHES]
+        if first.dim() == second.dim() and len(axes) == 1:
+            one = first.narrow(axes[0], 0, 1)
+            if torch.equal(one.expand_as(first), first) and torch.equal(one.expand_as(second), second):
+                return one
+        seen = "is a constant whose elements depend on the batch size"
+        raise GraphError("QAT136", source_line(node) or node.name, seen, "Compute it from the inputs' other axes")
 
-    def _call(self, node: fx.Node) -> Ref:
+    def _shape(self, node: fx.Node) -> tuple[int, ...]:
+        """Shape of the first tensor that a call returns."""
+        first, second = (next(x for x in tree_leaves(run[node.name]) if isinstance(x, Shape)) for run in self.runs)
+        return batched_shape(first, second, source_line(node) or node.name)
+
+    def _content(self, node: fx.Node) -> Any:
+        return next(x for x in tree_leaves(self.runs[0][node.name]) if isinstance(x, Shape)).content
+
+    def _call(self, node: fx.Node) -> Any:
         target: Any = node.target
         called = self.module.get_submodule(target) if node.op == "call_module" else None
         operator = self._operator(node, called)
@@ -84,28 +115,81 @@ class _Normalizer:
             module=called,
             function=None if called else target,
             out_shape=self._shape(node),
+            steps=self,
         )
+        self.site = Node(
+            self._name(node, called),
+            operator.name,
+            shape=call.out_shape,
+            module=str(target) if called else "",
+            module_type=_type_name(node, called),
+            where=source_line(node),
+            content=self._content(node),
+        )
+        site = self.site
         try:
-            traced = operator.trace(call)
+            result = operator.trace(call)
         except GraphError:
             if not self.missing:
                 raise
             # Perhaps a consequence of what is missing, which is reported first.
-            return Ref(self._name(node, called), self._shape(node))
-        name = self._name(node, called)
-        return self._add(
-            Node(
-                name,
-                operator.name,
-                tuple(ref.name for ref in traced.inputs),
-                traced.attrs,
-                traced.params,
-                self._shape(node),
-                str(target) if called else "",
-                _type_name(node, called),
-                source_line(node),
+            return self._stand_in(node, site.name)
+        if isinstance(result, Traced):
+            names = tuple(ref.name for ref in result.inputs)
+            op = result.op or operator.name
+            result = self._add(
+                replace(site, op=op, inputs=names, attrs=result.attrs, params=result.params, format=result.format)
             )
+        if _in_place(node, called):
+            self._alias(self._resolve(node.args[0]), result)
+        return result
+
+    def _alias(self, old: Any, new: Ref) -> None:
+        """After an in-place call everything that held the old tensor holds the result."""
+        for key, value in self.env.items():
+            if value is old or (isinstance(old, Ref) and isinstance(value, Ref) and value.name == old.name):
+                self.env[key] = new
+
+    # -- steps of composites ---------------------------------------------------------------------------------------
+
+    def emit(
+        self, op: str, inputs: Sequence[Ref], attrs: Attrs, params: Params, suffix: str, format: Format | None
+    ) -> Ref:
+        first, second = (_on_meta(op, inputs, attrs, params, batch) for batch in BATCHES)
+        node = replace(
+            self.site,
+            name=self._free(self.site.name + suffix),
+            op=op,
+            inputs=tuple(ref.name for ref in inputs),
+            attrs=dict(attrs),
+            params=dict(params),
+            shape=batched_shape(first, second, self.site.described()),
+            content=first.content,
+            format=format,
+            composite=self.site.name,
         )
+        return self._add(node)
+
+    def ref(self, value: Any) -> Ref:
+        tensor = value if isinstance(value, Tensor) else torch.tensor(float(value))
+        if id(tensor) not in self.constants:
+            own = {id(t): name for named in (self.module.named_parameters, self.module.named_buffers)
+                   for name, t in named()}  # fmt: skip
+            name = self._free(own.get(id(tensor), f"{self.site.name}.{CONSTANT}"))
+            content = Shape.of(tensor).content
+            node = Node(
+                name, CONSTANT, (), {}, {"value": tensor}, tuple(tensor.shape), where=self.site.where,
+                module_type="torch.nn.parameter.Parameter" if id(tensor) in own else CONSTANT, content=content,
+            )  # fmt: skip
+            self.constants[id(tensor)] = tensor, self._add(node)  # the tensor is kept so that its id stays its own
+        return self.constants[id(tensor)][1]
+
+    def derive(self, tensor: Tensor, what: str, make: Callable[[Tensor], Tensor]) -> nn.Parameter:
+        key = id(tensor), what
+        if key not in self.derived:
+            trainable = isinstance(tensor, nn.Parameter) and tensor.requires_grad
+            self.derived[key] = tensor, nn.Parameter(make(tensor.detach()).clone(), requires_grad=trainable)
+        return self.derived[key][1]
 
     def _operator(self, node: fx.Node, called: nn.Module | None) -> Operator | None:
         if str(node.target) in self.leaf:
@@ -130,12 +214,18 @@ class _Normalizer:
                  _type_name(node, called), source_line(node), callee=callee)
         )  # fmt: skip
 
-    def _unsupported(self, node: fx.Node, called: nn.Module | None) -> Ref:
+    def _unsupported(self, node: fx.Node, called: nn.Module | None) -> Any:
         if node.op == "call_module":
             called = self.module.get_submodule(str(node.target))
         self.missing.append((self._name(node, called), _type_name(node, called), source_line(node)))
-        first = self.runs[0][node.name]
-        return Ref(self.missing[-1][0], self._shape(node) if isinstance(first, Shape) else ())
+        return self._stand_in(node, self.missing[-1][0])
+
+    def _stand_in(self, node: fx.Node, name: str) -> Any:
+        """What the calls after an unsupported one are handed, so that all unsupported ones are found."""
+        first, second = (run[node.name] for run in self.runs)
+        pairs = zip(tree_leaves(first), tree_leaves(second), strict=True)
+        refs = [Ref(name, batched_shape(a, b, name), a.content) if isinstance(a, Shape) else a for a, b in pairs]
+        return tree_flatten(first)[1].unflatten(refs)
 
     def _described(self, node: fx.Node) -> str:
         at = source_line(node)
@@ -150,6 +240,9 @@ class _Normalizer:
             scope = str(stack[-1][0]) if stack and isinstance(stack[-1], tuple) else ""
             function = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
             base = f"{scope}.{function}".strip(".")
+        return self._free(base)
+
+    def _free(self, base: str) -> str:
         name, k = base, 0
         while name in self.taken:
             k += 1
@@ -160,7 +253,38 @@ class _Normalizer:
     def _add(self, node: Node) -> Ref:
         self.nodes.append(node)
         self.taken.add(node.name)
-        return Ref(node.name, node.shape)
+        return Ref(node.name, node.shape, node.content)
+
+
+def _computed(value: Any) -> bool:
+    return any(isinstance(leaf, Shape) for leaf in tree_leaves(value))
+
+
+def _on_meta(op: str, inputs: Sequence[Ref], attrs: Attrs, params: Params, batch: int) -> Shape:
+    """Shape and content of what an operator makes, from tensors without data."""
+    kinds = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
+    sizes = [[-size * batch if size < 0 else size for size in ref.shape] for ref in inputs]
+    tensors = [torch.empty(s, dtype=kinds[r.content], device="meta") for s, r in zip(sizes, inputs, strict=True)]
+    on_meta = {role: tensor.detach().to("meta") for role, tensor in params.items()}
+    return Shape.of(BY_NAME[op].forward(attrs, on_meta, *tensors))
+
+
+_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+
+
+def _in_place(node: fx.Node, called: nn.Module | None) -> bool:
+    """Whether a call overwrites its first argument."""
+    if called is not None:
+        return bool(getattr(called, "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    plain = node.target in (operator.and_, operator.or_, operator.not_)  # named so because of the keywords
+    if node.target in _IN_PLACE or (name.endswith("_") and not name.endswith("__") and not plain):
+        return True
+    try:
+        bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return bool(node.kwargs.get("inplace", False))
+    return bool(bound.arguments.get("inplace", False))
 
 
 def _of_torch(function: Any) -> bool:
@@ -178,16 +302,21 @@ def _plain(value: Any) -> Any:
     return tuple(_plain(item) for item in value) if type(value) is tuple else value
 
 
-def _holds_tensor(value: Any) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in tree_flatten(value)[0])
-
-
 def _static(first: Any, second: Any) -> Any:
-    """A size or other plain value; -1 where it follows the batch."""
+    """A size or other plain value; -k where it is k times the batch, -1 where it follows the batch otherwise."""
     leaves, structure = tree_flatten(first)
     others = tree_flatten(second)[0]
-    merged = [a if a == b else -1 for a, b in zip(leaves, others, strict=True)]
+    merged = [_followed(a, b) for a, b in zip(leaves, others, strict=True)]
     return structure.unflatten(merged) if leaves else first
+
+
+def _followed(first: Any, second: Any) -> Any:
+    if isinstance(first, Tensor):
+        return first
+    if isinstance(first, int) and isinstance(second, int):
+        size = batched(first, second)
+        return -1 if size is None else size
+    return first if first == second else -1
 
 
 def _type_name(node: fx.Node, called: nn.Module | None) -> str:

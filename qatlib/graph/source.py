@@ -10,17 +10,45 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
-from qatlib.ops.base import BY_MODULE, Operator
+from qatlib.errors import GraphError
+from qatlib.ops.base import BY_MODULE, Content, Operator
 
 LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
 """Folders whose frames are not the user's code."""
 
 
+BATCHES = (2, 3)
+"""The sizes at which a model is run to see which axes follow the batch."""
+
+
 @dataclass(frozen=True)
 class Shape:
-    """That a call made one tensor, of these sizes."""
+    """That a call made one tensor, of these sizes and with this content, from the inputs of the model."""
 
     sizes: tuple[int, ...]
+    content: Content
+
+    @staticmethod
+    def of(x: torch.Tensor) -> Shape:
+        content: Content = "float" if x.is_floating_point() else "bool" if x.dtype == torch.bool else "int"
+        return Shape(tuple(x.shape), content)
+
+
+def batched(first: int, second: int) -> int | None:
+    """A size seen at both of :data:`BATCHES`: itself, or -k if it is k times the batch, or None if neither."""
+    if first == second:
+        return first
+    times = first // BATCHES[0]
+    return -times if (first, second) == (times * BATCHES[0], times * BATCHES[1]) else None
+
+
+def batched_shape(first: Shape, second: Shape, where: str) -> tuple[int, ...]:
+    """Sizes as :func:`batched`; raises GraphError QAT136 where an axis follows the batch in another way."""
+    sizes = [batched(a, b) for a, b in zip(first.sizes, second.sizes, strict=False)]
+    if len(first.sizes) != len(second.sizes) or None in sizes:
+        seen = f"has shape {list(first.sizes)} at batch {BATCHES[0]} and {list(second.sizes)} at batch {BATCHES[1]}"
+        raise GraphError("QAT136", where, seen, "Keep the batch axis")
+    return tuple(size for size in sizes if size is not None)
 
 
 def operator_of(module: nn.Module) -> Operator | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -11,11 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace
+from torch.utils._pytree import tree_leaves, tree_map
 
 from qatlib.errors import GraphError
 from qatlib.graph.ir import Graph
 from qatlib.graph.normalize import normalize
-from qatlib.graph.source import LIBRARIES, Shape, operator_of, source_line
+from qatlib.graph.source import BATCHES, LIBRARIES, Shape, operator_of, source_line
 from qatlib.graph.verify import verify
 
 
@@ -37,7 +40,7 @@ def trace(
     """
     with _inference(model), torch.no_grad():
         module = _symbolic(model, example_inputs, leaf, wrap)
-        runs = [_results(module, example_inputs, batch) for batch in (2, 3)]
+        runs = [_results(module, example_inputs, batch) for batch in BATCHES]
         return verify(normalize(module, runs, set(leaf), wrap), "trace")
 
 
@@ -52,13 +55,146 @@ def _inference(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+class _FollowsBatchError(TypeError):
+    """The model needs one number where the example inputs give another for each batch size."""
+
+
+class _Proxy(fx.Proxy):
+    """Sees ``x += y`` as the in-place operation that it is; fx takes it for ``x = x + y``.
+
+    Sizes, and whatever else the example inputs tell for every batch size, may be compared, counted, sliced with and
+    iterated over: ``assert h == 16``, ``table[:, :length]``, ``for part in x.split(4)``.
+    """
+
+    tracer: _Tracer
+
+    def __getattr__(self, name: str) -> _Attribute:
+        return _Attribute(self, name)
+
+    def __bool__(self) -> bool:
+        known, value = self.tracer.example_value(self.node)
+        return bool(value) if known else super().__bool__()
+
+    def __index__(self) -> int:
+        known, value = self.tracer.example_value(self.node)
+        if not known or not isinstance(value, int):
+            raise TypeError("a tensor's element is used as a number")
+        return value
+
+    def __int__(self) -> int:
+        return int(float(self))
+
+    def __float__(self) -> float:
+        known, value = self.tracer.example_value(self.node)
+        if not known or not isinstance(value, int | float):
+            raise TypeError("a tensor's element is used as a number")
+        return value
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        length = self.tracer.example_length(self.node)
+        return super().__iter__() if length is None else iter([self[k] for k in range(length)])  # type: ignore[index]
+
+    def __len__(self) -> int:
+        length = self.tracer.example_length(self.node)
+        return super().__len__() if length is None else length
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.isub, other)
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.itruediv, other)
+
+    def _in_place(self, function: Callable[..., Any], other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+class _Attribute(fx.proxy.Attribute, _Proxy):
+    """``x.shape`` and the like, until it is known whether it is a method that is called."""
+
+
+class _Examples(fx.Interpreter):
+    """What the nodes recorded so far are on the example inputs at one batch size.
+
+    Every node runs once, in order, so that a call that overwrites a tensor takes effect once.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, inputs: Sequence[Tensor], batch: int) -> None:
+        super().__init__(root, garbage_collect_values=False, graph=graph)
+        self.extra_traceback = False
+        self.args_iter = iter([torch.cat([x[:1]] * batch) for x in inputs])
+
+    def value(self, node: fx.Node) -> Any:
+        for earlier in self.graph.nodes:
+            if earlier not in self.env:
+                try:
+                    self.env[earlier] = self.run_node(earlier)
+                except Exception as error:
+                    raise _fails(earlier, error) from error
+        return self.env[node]
+
+
+_FACTORIES = (torch.zeros, torch.ones, torch.full, torch.empty, torch.rand, torch.randn)
+"""Functions that torch does not hand to a proxy when all they are given is sizes."""
+
+
 class _Tracer(fx.Tracer):
-    def __init__(self, leaf: Sequence[str], wrap: Sequence[Callable[..., Any]]) -> None:
-        super().__init__(autowrap_functions=tuple(wrap))
+    proxy_buffer_attributes = True
+    """A buffer may be expanded, repeated or sliced by sizes of the inputs."""
+
+    def __init__(
+        self, leaf: Sequence[str], wrap: Sequence[Callable[..., Any]], example_inputs: Sequence[Tensor]
+    ) -> None:
+        super().__init__(autowrap_functions=(*_FACTORIES, *wrap))
+        self._example_inputs = example_inputs
+        self._examples: list[_Examples] = []
         # fx looks in the globals of each forward; a function called from elsewhere is found where it is defined.
-        self._autowrap_search += [sys.modules[function.__module__] for function in wrap]
+        self._autowrap_search += [torch, *(sys.modules[function.__module__] for function in wrap)]
         self.record_stack_traces = True
         self._leaf = set(leaf)
+
+    def example_value(self, node: fx.Node) -> tuple[bool, Any]:
+        """Whether ``node`` is a plain value (no tensor) that the example inputs tell, and that value.
+
+        Raises _FollowsBatchError if it differs between :data:`BATCHES`.
+        """
+        first, second = self._values(node)
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(first)):
+            return False, None
+        if first != second:
+            seen = f"one value is needed of what is {first} at batch {BATCHES[0]} and {second} at batch {BATCHES[1]}"
+            raise _FollowsBatchError(seen)
+        return True, first
+
+    def example_length(self, node: fx.Node) -> int | None:
+        """Number of parts that ``node`` has if it is a tuple or a tensor; None if it cannot be iterated over."""
+        first, second = self._values(node)
+        if not isinstance(first, tuple | list | Tensor):
+            return None
+        if len(first) != len(second):
+            raise _FollowsBatchError(f"parts are taken one by one along the batch ({len(first)} at batch {BATCHES[0]})")
+        return len(first)
+
+    def _values(self, node: fx.Node) -> tuple[Any, Any]:
+        """What ``node`` is at both batch sizes, computed while the tracer's own patches of nn.Module are off."""
+        originals = _symbolic_trace._orig_module_call, _symbolic_trace._orig_module_getattr
+        patched = nn.Module.__call__, nn.Module.__getattr__
+        nn.Module.__call__, nn.Module.__getattr__ = originals  # type: ignore[method-assign]
+        try:
+            if not self._examples:
+                self._examples = [_Examples(self.root, self.graph, self._example_inputs, size) for size in BATCHES]
+            first, second = (examples.value(node) for examples in self._examples)
+        finally:
+            nn.Module.__call__, nn.Module.__getattr__ = patched  # type: ignore[method-assign]
+        return first, second
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         known = module_qualified_name in self._leaf or operator_of(m) is not None
@@ -78,9 +214,11 @@ def _symbolic(
             "QAT131", "inputs", f"{len(inputs)} tensors for a forward that takes {len(parameters)}", "Pass one each"
         )
     absent = {p.name: p.default for p in parameters[len(inputs) :] if p.default is not p.empty}
-    tracer = _Tracer(leaf, wrap)
+    tracer = _Tracer(leaf, wrap, inputs)
     try:
-        return fx.GraphModule(model, tracer.trace(model, concrete_args=absent or None))
+        graph = tracer.trace(model, concrete_args=absent or None)
+    except GraphError:
+        raise
     except Exception as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(LIBRARIES)]
         at = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else type(model).__name__
@@ -90,37 +228,66 @@ def _symbolic(
             "QAT130",
             at,
             f"the model cannot be traced at{line}: {reason}",
-            "Replace control flow on tensor values by tensor operations (torch.where), or move the line into a function"
-            " named in model.wrap",
+            "Leave the batch size to torch: -1 in view and reshape, a // b in place of int(a / b)"
+            if isinstance(error, _FollowsBatchError)
+            else "Replace control flow on tensor values by tensor operations (torch.where), or move the line into a"
+            " function named in model.wrap",
         ) from error
+    for node in graph.nodes:
+        node.meta.pop("is_wrapped", None)  # else fx wraps the function by its name in every later trace
+    return fx.GraphModule(model, graph)
+
+
+def _fails(node: fx.Node, error: Exception) -> GraphError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    at = source_line(node) or node.name
+    return GraphError("QAT131", at, f"fails on the example input: {reason}", "Check shapes of data and model")
 
 
 # -- shapes ------------------------------------------------------------------------------------------------------------
 
 
+_NEW = ("new_zeros", "new_ones", "new_full", "new_tensor", "zeros_like", "ones_like", "full_like")
+"""Calls that read shape and type of a tensor, not its elements."""
+
+
 class _Recorder(fx.Interpreter):
+    """Runs the traced model and keeps what every call returned: a :class:`Shape` for each tensor that depends on the
+    inputs, and anything else, constant tensors included, as it is.
+    """
+
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.extra_traceback = False
         self.results: dict[str, Any] = {}
+        self._from_inputs: set[fx.Node] = set()
 
     def run_node(self, n: fx.Node) -> Any:
         try:
             result = super().run_node(n)
         except Exception as error:
-            reason = str(error).strip().splitlines()[0]
-            raise GraphError(
-                "QAT131",
-                source_line(n) or n.name,
-                f"fails on the example input: {reason}",
-                "Check shapes of data and model",
-            ) from error
-        self.results[n.name] = Shape(tuple(result.shape)) if isinstance(result, Tensor) else result
+            raise _fails(n, error) from error
+        if self._depends(n, result):
+            self._from_inputs.add(n)
+            self.results[n.name] = tree_map(lambda x: Shape.of(x) if isinstance(x, Tensor) else x, result)
+        else:
+            self.results[n.name] = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, result)
         return result
+
+    def _depends(self, n: fx.Node, result: Any) -> bool:
+        """Whether a call's tensors depend on the elements of the inputs; what is random counts as if it did."""
+        if n.op in ("placeholder", "get_attr", "output"):
+            return n.op != "get_attr"
+        name = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "")
+        if not any(isinstance(x, Tensor) for x in tree_leaves(result)) or name in _NEW:
+            return False
+        return name.startswith(("rand", "normal", "bernoulli")) or any(
+            source in self._from_inputs for source in n.all_input_nodes
+        )
 
 
 def _results(module: fx.GraphModule, inputs: Sequence[Tensor], batch: int) -> dict[str, Any]:
-    """By name of fx node: :class:`Shape` of a tensor, or the value of anything else, at one batch size."""
+    """By name of fx node what :class:`_Recorder` keeps, at one batch size."""
     recorder = _Recorder(module)
     arguments = iter([torch.cat([x[:1]] * batch) for x in inputs])
     nodes = [n for n in module.graph.nodes if n.op == "placeholder"]

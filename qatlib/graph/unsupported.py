@@ -7,30 +7,19 @@ from collections.abc import Sequence
 from qatlib.errors import GraphError
 from qatlib.ops.base import BY_NAME
 
-_RELU = "nn.ReLU or nn.ReLU6"
-_BOUNDED = "nn.Hardtanh or nn.ReLU6, or run it after the outputs"
-_NORM = "nn.BatchNorm2d, which folds into the convolution"
-_POOL = "nn.MaxPool2d, nn.AvgPool2d or nn.AdaptiveAvgPool2d"
-_AFTER = "run it after the outputs"
-_CONSTANT = "fold the factor into the weights of a layer next to it"
-_PRODUCT = "nn.Linear or nn.Conv2d with constant weights"
-_PIECES = "one layer per piece in place of a layer that is cut"
-
 _NEAREST = {
-    _RELU: "gelu silu swish hardswish mish elu celu selu leakyrelu prelu rrelu softplus softsign glu threshold",
-    _BOUNDED: "sigmoid hardsigmoid logsigmoid tanh expit",
-    _AFTER: "softmax logsoftmax softmin softmax2d argmax topk exp log upsample interpolate gridsample pixelshuffle",
-    _NORM: "layernorm groupnorm rmsnorm instancenorm1d instancenorm2d instancenorm3d localresponsenorm normalize norm",
-    "nn.AdaptiveAvgPool2d(1)": "mean",
-    "nn.AdaptiveMaxPool2d(1)": "amax max",
-    _POOL: "lppool1d lppool2d fractionalmaxpool2d adaptivemaxpool1d adaptivemaxpool2d adaptivemaxpool3d",
-    "nn.Conv2d": "convtranspose1d convtranspose2d convtranspose3d lazyconv2d unfold fold",
-    _CONSTANT: "mul truediv div",
-    "add, with the sign folded into the weights": "sub neg",
-    _PRODUCT: "matmul bmm einsum mm bilinear",
-    _PIECES: "chunk split getitem unbind narrow",
-    "the padding argument of the convolution or pool": "pad zeropad2d reflectionpad2d replicationpad2d",
-    "convolutions over time": "lstm gru rnn",
+    "nn.LeakyReLU": "rrelu",
+    "a split along the channels, torch.sigmoid and a product": "glu",
+    "nn.BatchNorm2d, which folds into the convolution": "localresponsenorm crossmaplrn2d",
+    "nn.MaxPool2d, nn.AvgPool2d or nn.AdaptiveAvgPool2d": "lppool1d lppool2d fractionalmaxpool2d fractionalmaxpool3d",
+    "F.interpolate or nn.ConvTranspose2d": "maxunpool1d maxunpool2d maxunpool3d fold",
+    "nn.Linear of both inputs joined": "bilinear",
+    "F.normalize of both, their product and its sum": "cosinesimilarity",
+    "a product with a triangular matrix of ones": "cumsum",
+    "torch.gather or torch.where": "scatter scatteradd indexadd indexput indexfill maskedselect maskedscatter",
+    "run it after the outputs": "nonzero unique bincount histc multinomial quantile median mode kthvalue",
+    "a convolution whose weights are the filter": "fft rfft ifft irfft stft",
+    "a product of the factors, or the sum of their logarithms": "prod cumprod",
 }
 _BY_NAME = {word: way for way, words in _NEAREST.items() for word in words.split()}
 

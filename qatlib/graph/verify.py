@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qatlib import ops as _ops  # noqa: F401 registers the operators
 from qatlib.errors import GraphError
-from qatlib.graph.ir import INPUT, OPAQUE, Graph
+from qatlib.graph.ir import CONSTANT, INPUT, OPAQUE, Graph
 from qatlib.ops.base import BY_NAME
 
 
@@ -23,9 +23,9 @@ def verify(graph: Graph, after: str) -> Graph:
         for name in node.inputs:
             if name not in known:
                 raise broken(node.name, f"reads {name!r} before it is made")
-        if not node.shape:
+        if not node.shape and node.op != CONSTANT:
             raise broken(node.name, "has no shape")
-        if sum(size == -1 for size in node.shape) > 1:
+        if sum(size < 0 for size in node.shape) > 1:
             raise broken(node.name, f"has two batch axes in {node.shape}")
         known.add(node.name)
     for name in graph.outputs:

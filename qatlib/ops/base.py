@@ -10,15 +10,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
-from qatlib.errors import GraphError
+from qatlib.errors import GraphError, ProgramError
 from qatlib.program import Op, Program, Value
 from qatlib.qtype import limits
 
 if TYPE_CHECKING:
+    from qatlib.export.graph import Graph
+    from qatlib.export.integer import IntegerGraph
+    from qatlib.export.qdq import QdqGraph
     from qatlib.lowering import Lowering
 
 Attrs = Mapping[str, Any]
@@ -28,12 +31,48 @@ Kernel = Callable[..., Tensor]
 """Integer kernel: input codes in (as float32 or float64 tensors of integers, or float32 reals), output codes out."""
 
 
+Content = Literal["float", "int", "bool"]
+"""What the elements of a tensor are: real numbers, integers without a scale (indices), or truth values."""
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A tensor computed in the graph, by name of the node that makes it.
+
+    A negative size -k in ``shape`` is k times the batch: -1 is the batch itself.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    content: Content = "float"
+
+
+@dataclass(frozen=True)
+class Format:
+    """Format that an inner step takes unless the user's qconfig names the step; None leaves the default."""
+
+    dtype: Literal["int8", "int16"] | None = None
+    scale: float | None = None
+
+
+class Steps(Protocol):
+    """Where the inner steps of a composite go; see :meth:`Call.emit` and :meth:`Call.ref`."""
+
+    def emit(
+        self, op: str, inputs: Sequence[Ref], attrs: Attrs, params: Params, suffix: str, format: Format | None
+    ) -> Ref: ...
+
+    def ref(self, value: Any) -> Ref: ...
+
+    def derive(self, tensor: Tensor, what: str, make: Callable[[Tensor], Tensor]) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Call:
     """One call seen in a trace.
 
-    ``args`` and ``kwargs`` hold :class:`Ref` for tensors computed in the graph and plain values or parameters
-    otherwise. ``module`` is the called module, or None for a function or method.
+    ``args`` and ``kwargs`` hold :class:`Ref` for tensors computed from the inputs, and plain values, parameters or
+    other constant tensors otherwise. ``module`` is the called module, or None for a function or method.
     """
 
     where: str
@@ -43,7 +82,40 @@ class Call:
     function: Any = None
     """The called function, or the name of the called method."""
     out_shape: tuple[int, ...] = ()
-    """Shape of the result, -1 for the batch."""
+    """Shape of the result, or of its first tensor; -1 for the batch."""
+    steps: Steps | None = None
+
+    def emit(
+        self,
+        op: str,
+        inputs: Sequence[Ref],
+        attrs: Attrs | None = None,
+        params: Params | None = None,
+        *,
+        suffix: str,
+        format: Format | None = None,
+    ) -> Ref:
+        """Append an inner step of a composite: a node named after the call with ``suffix`` (".exp").
+
+        ``op`` is the name of an :class:`Operator`, whose ``forward`` on tensors without data gives the shape.
+        """
+        assert self.steps is not None
+        return self.steps.emit(op, inputs, attrs or {}, params or {}, suffix, format)
+
+    def ref(self, value: Any) -> Ref:
+        """A constant (number, parameter, other tensor) as a node that the graph can read; a Ref as it is."""
+        if isinstance(value, Ref):
+            return value
+        assert self.steps is not None
+        return self.steps.ref(value)
+
+    def derive(self, tensor: Tensor, what: str, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """``make(tensor)`` as a parameter that trains if ``tensor`` does.
+
+        All calls that derive the same ``what`` of the same tensor share it, as they share the tensor.
+        """
+        assert self.steps is not None
+        return self.steps.derive(tensor, what, make)
 
     def bind(self, *names: str, **defaults: Any) -> dict[str, Any]:
         """Arguments by name, ``names`` in positional order; missing ones come from ``defaults``."""
@@ -58,20 +130,17 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Ref:
-    """A tensor computed in the graph, by name of the node that makes it, with its shape (-1 for the batch)."""
-
-    name: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Traced:
-    """What an operator makes of a :class:`Call`: tensor inputs, plain attributes, float parameters."""
+    """What an operator makes of a :class:`Call`: tensor inputs, plain attributes, float parameters.
+
+    ``op`` names another operator whose node this is.
+    """
 
     inputs: tuple[Ref, ...]
     attrs: dict[str, Any] = field(default_factory=dict)
     params: dict[str, Tensor] = field(default_factory=dict)
+    format: Format | None = None
+    op: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,14 +170,30 @@ class Operator(ABC):
     methods: ClassVar[tuple[str, ...]] = ()
     keeps_scale: ClassVar[bool] = False
     """True if the output has the format of the first input: bits are moved or clamped, never rescaled."""
+    rounds: ClassVar[bool] = False
+    """True if an operator that keeps the scale makes values between the codes, which are rounded to them again."""
     takes_clamp: ClassVar[bool] = False
     """True if a relu after it can be its output clamp (attribute ``clamp``)."""
 
     # -- left of the Program -------------------------------------------------------------------------------------
 
-    def trace(self, call: Call) -> Traced:
-        """Normalize a call; raise GraphError (QAT134) for an unsupported variant."""
+    def trace(self, call: Call) -> Any:
+        """Normalize a call; raise GraphError (QAT134) for an unsupported variant.
+
+        The result is a :class:`Traced`, which becomes one node with the name of the call; or, of a composite, the
+        :class:`Ref` of its last step, or a tuple of them for a call that returns several tensors.
+        """
         raise NotImplementedError(f"{type(self).__name__} is never called by a model")
+
+    def check_formats(self, node: str, inputs: Sequence[str], output: str) -> None:  # noqa: B027 most take every mix
+        """Raise QConfigError (QAT148) at ``prepare`` for a mix of dtypes that has no integer form.
+
+        ``inputs`` and ``output`` are dtypes; "float32" is the accumulator of a high-precision output.
+        """
+
+    def has_poles(self, attrs: Attrs) -> bool:
+        """Whether it is a function of one tensor that, or whose slope, is infinite or undefined at some inputs."""
+        return False
 
     @abstractmethod
     def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:
@@ -123,6 +208,30 @@ class Operator(ABC):
     def kernel(self, op: Op, program: Program, ranges: Sequence[Range]) -> Kernel:
         """Prepare constants and choose an exact route; ``ranges`` are the proven code ranges of the inputs."""
         raise NotImplementedError(f"{type(self).__name__} has no integer kernel")
+
+    def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
+        """Write the op as ONNX nodes that compute the same integers; see :class:`qatlib.export.integer.IntegerGraph`.
+
+        Raises ProgramError (QAT220) for an op without such a form.
+        """
+        raise ProgramError("QAT220", op.name, f"kind {op.kind!r} has no ONNX form", "Export without this op")
+
+    def export_float(self, attrs: Attrs, inputs: Sequence[str], consts: Mapping[str, str], graph: Graph) -> str:
+        """Write :meth:`forward` as float32 ONNX nodes and return the name of the result.
+
+        ``inputs`` and ``consts`` name float32 tensors. Float islands and the QDQ flavour share it. Raises ProgramError
+        (QAT220) for an operator without such a form.
+        """
+        raise ProgramError(
+            "QAT220", graph.scope, f"operator {self.name!r} has no float ONNX form", "Export without this op"
+        )
+
+    def float_form(self, op: Op, program: Program, graph: QdqGraph) -> tuple[Attrs, Mapping[str, str]]:
+        """What :meth:`export_float` takes to compute the real numbers of a Program op: attributes and constants.
+
+        By default the attributes of the op, its output clamp as the real bounds ``clamp``, and no constants.
+        """
+        return graph.real_attrs(op), {}
 
     def out_range(self, op: Op, value: Value, ranges: Sequence[Range]) -> Range:
         """Proven range of the output codes."""
@@ -158,7 +267,7 @@ class Operator(ABC):
         )
         for table, keys in tables:
             for key in keys:
-                if key in table:
+                if key in table and type(table[key]) is not cls:
                     raise TypeError(f"{key!r} is claimed by {table[key]!r} and {instance!r}")
                 table[key] = instance
 

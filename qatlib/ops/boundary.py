@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,8 @@ from qatlib.ops.base import Attrs, Call, Kernel, Operator, Params, Range, Ref, T
 from qatlib.program import Op, Program
 
 if TYPE_CHECKING:
+    from qatlib.export.graph import Graph
+    from qatlib.export.integer import IntegerGraph
     from qatlib.lowering import Lowering
 
 
@@ -62,6 +65,12 @@ class Quantize(Operator):
 
         return run
 
+    def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
+        graph.write(op.output, graph.quantize(op.inputs[0], graph.qtype(op.output)))
+
+    def export_float(self, attrs: Attrs, inputs: Sequence[str], consts: Mapping[str, str], graph: Graph) -> str:
+        return inputs[0]
+
 
 class Dequantize(Operator):
     name = "dequantize"
@@ -81,3 +90,13 @@ class Dequantize(Operator):
         assert x.qtype.scale is not None
         scale = torch.tensor(x.qtype.scale, dtype=torch.float32, device=program.device)
         return lambda codes: codes * scale
+
+    def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
+        if "scale" in op.consts:
+            scales = graph.constant(program.constant(op, "scale").numpy().astype(np.float64))
+            graph.write(op.output, graph.node("Mul", graph.read(op.inputs[0], "float64"), scales))
+        else:
+            graph.write(op.output, graph.real(op.inputs[0]))
+
+    def export_float(self, attrs: Attrs, inputs: Sequence[str], consts: Mapping[str, str], graph: Graph) -> str:
+        return inputs[0]

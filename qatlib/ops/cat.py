@@ -1,9 +1,9 @@
-"""Concatenation: every input is brought to the scale of the output."""
+"""Concatenation: every input is brought to the scale of the output. Stack is a concatenation along a new axis."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,10 +11,40 @@ from torch import Tensor
 from qatlib.factors import factor
 from qatlib.integer import Requantizer
 from qatlib.ops.base import Attrs, Call, Kernel, Operator, Params, Range, Ref, Traced
-from qatlib.program import Op, Program
+from qatlib.ops.composite import Composite
+from qatlib.ops.shape import expand_to, reshape_to
+from qatlib.program import Op, Program, Value
 
 if TYPE_CHECKING:
+    from qatlib.export.graph import Graph
+    from qatlib.export.integer import IntegerGraph
     from qatlib.lowering import Lowering
+
+
+def _operands(call: Call) -> list[Ref]:
+    """What is joined; constants become nodes."""
+    tensors = call.args[0] if call.args else call.kwargs.get("tensors")
+    if not isinstance(tensors, list | tuple) or not all(isinstance(t, Ref | Tensor) for t in tensors):
+        raise call.refuse("joins something else than a list of tensors", "Pass a list or tuple of tensors")
+    refs = [call.ref(tensor) for tensor in tensors]
+    if len({ref.content for ref in refs}) > 1:
+        raise call.refuse("joins real numbers with integers or truth values", "Convert them to one dtype first")
+    return refs
+
+
+def _aligned(call: Call, refs: Sequence[Ref], axis: int) -> tuple[Ref, ...]:
+    """Constants without the batch are repeated to it, as a class token is."""
+    if any(ref.shape[axis] < 0 for ref in refs):
+        raise call.refuse("joins along the batch axis", "Join along another axis")
+    like = next(ref for ref in refs if any(size < 0 for size in ref.shape))
+    aligned = []
+    for ref in refs:
+        shape = [*like.shape]
+        shape[axis] = ref.shape[axis]
+        repeated = expand_to(call, ref, shape, like)
+        assert isinstance(repeated, Ref)
+        aligned.append(repeated)
+    return tuple(aligned)
 
 
 class Cat(Operator):
@@ -23,19 +53,17 @@ class Cat(Operator):
 
     def trace(self, call: Call) -> Traced:
         found = call.bind("tensors", "dim", dim=0)
-        tensors = found["tensors"]
-        if not isinstance(tensors, list | tuple) or not all(isinstance(t, Ref) for t in tensors):
-            raise call.refuse("concatenates a constant", "Concatenate activations only")
-        axes = len(tensors[0].shape)
-        axis = int(call.kwargs.get("axis", found["dim"])) % axes
-        if tensors[0].shape[axis] == -1:
-            raise call.refuse("concatenates along the batch axis", "Concatenate along another axis")
-        return Traced(tuple(tensors), {"axis": axis})
+        refs = _operands(call)
+        axis = int(call.kwargs.get("axis", found["dim"])) % len(refs[0].shape)
+        return Traced(_aligned(call, refs, axis), {"axis": axis})
 
     def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:
         return torch.cat(inputs, attrs["axis"])
 
     def lower(self, low: Lowering) -> None:
+        if low.node.content != "float":
+            low.emit(self.name, {"axis": low.attrs["axis"]})
+            return
         solved = [factor(low.input_scale(i) / low.output_scale, low.bits, low.name) for i in range(len(low.inputs))]
         lo, hi = low.output_clamp()
         low.emit(
@@ -47,7 +75,15 @@ class Cat(Operator):
             },
         )
 
+    def out_range(self, op: Op, value: Value, ranges: Sequence[Range]) -> Range:
+        if "lo" in op.attrs:
+            return op.attrs["lo"], op.attrs["hi"]
+        return min(lo for lo, _ in ranges), max(hi for _, hi in ranges)
+
     def kernel(self, op: Op, program: Program, ranges: Sequence[Range]) -> Kernel:
+        axis = op.attrs["axis"]
+        if "lo" not in op.attrs:
+            return lambda *xs: torch.cat(xs, axis)
         multipliers, shifts = program.constant(op, "multiplier"), program.constant(op, "shift")
         steps = [
             Requantizer.plan(
@@ -55,5 +91,42 @@ class Cat(Operator):
             )
             for i, (lo, hi) in enumerate(ranges)
         ]
-        axis = op.attrs["axis"]
         return lambda *xs: torch.cat([step(x) for step, x in zip(steps, xs, strict=True)], axis)
+
+    def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
+        if "lo" not in op.attrs:
+            graph.move(op, "Concat", axis=op.attrs["axis"])
+            return
+        multipliers, shifts = (program.constant(op, role).numpy() for role in ("multiplier", "shift"))
+        parts = [
+            graph.requantize([(graph.read(name, "float64"), m)], n, op.attrs["lo"], op.attrs["hi"])
+            for name, m, n in zip(op.inputs, multipliers, shifts, strict=True)
+        ]
+        graph.write(op.output, graph.node("Concat", *parts, axis=op.attrs["axis"]))
+
+    def export_float(self, attrs: Attrs, inputs: Sequence[str], consts: Mapping[str, str], graph: Graph) -> str:
+        return graph.node("Concat", *inputs, axis=attrs["axis"])
+
+
+class Stack(Composite):
+    """stack: a ``.reshape`` per input, then ``.cat``. hstack, vstack and column_stack: ``.cat``."""
+
+    name = "stack"
+    functions = (torch.stack, torch.hstack, torch.vstack, torch.row_stack, torch.column_stack)
+
+    def trace(self, call: Call) -> Any:
+        refs = _operands(call)
+        axes = len(refs[0].shape)
+        if call.function is torch.stack:
+            dim = int(call.bind("tensors", "dim", dim=0)["dim"]) % (axes + 1)
+            refs = [self._with_axis(call, ref, dim) for ref in refs]
+        elif axes < 2:
+            raise call.refuse("stacks tensors of one axis", "Use torch.stack")
+        else:
+            dim = 0 if call.function in (torch.vstack, torch.row_stack) else 1
+        return call.emit("cat", _aligned(call, refs, dim), {"axis": dim}, suffix=".cat")
+
+    @staticmethod
+    def _with_axis(call: Call, ref: Ref, dim: int) -> Ref:
+        op, attrs = reshape_to([*ref.shape[:dim], 1, *ref.shape[dim:]])
+        return call.emit(op, [ref], attrs, suffix=f".{op}")

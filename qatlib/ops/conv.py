@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,7 +10,12 @@ from torch.nn import functional as F
 from qatlib.integer import Geometry, Product, convolve, float_convolve
 from qatlib.ops.base import Attrs, Call, Traced
 from qatlib.ops.dense import Dense
+from qatlib.ops.pad import pad_steps
 from qatlib.program import Op
+
+if TYPE_CHECKING:
+    from qatlib.export.graph import Array, Graph
+    from qatlib.export.integer import ByteProduct, IntegerGraph
 
 
 def spread(value: Any, axes: int) -> list[int]:
@@ -34,6 +39,12 @@ def _geometry(attrs: Attrs) -> Geometry:
     return Geometry(tuple(attrs["stride"]), padding, tuple(attrs["dilation"]), attrs["groups"])
 
 
+def _onnx_geometry(attrs: Attrs) -> dict[str, Any]:
+    """Attributes of the ONNX convolutions."""
+    pads = [before for before, _ in attrs["padding"]] + [after for _, after in attrs["padding"]]
+    return {"strides": attrs["stride"], "pads": pads, "dilations": attrs["dilation"], "group": attrs["groups"]}
+
+
 class Conv(Dense):
     name = "conv"
     modules = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -43,11 +54,6 @@ class Conv(Dense):
     def trace(self, call: Call) -> Traced:
         module = call.module
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            if module.padding_mode != "zeros":
-                raise call.refuse(
-                    f"padding_mode={module.padding_mode!r}; only 'zeros' has an integer form",
-                    "Use padding_mode='zeros'",
-                )
             found = call.bind("input")
             found |= {
                 key: getattr(module, key) for key in ("weight", "bias", "stride", "padding", "dilation", "groups")
@@ -59,7 +65,7 @@ class Conv(Dense):
             )  # fmt: skip
         kernel = list(found["weight"].shape[2:])
         dilation = spread(found["dilation"], len(kernel))
-        attrs = {
+        attrs: dict[str, Any] = {
             "stride": spread(found["stride"], len(kernel)),
             "padding": padding_pairs(found["padding"], kernel, dilation),
             "dilation": dilation,
@@ -67,6 +73,10 @@ class Conv(Dense):
         }
         if isinstance(found["input"], Tensor) or len(found["input"].shape) != len(kernel) + 2:
             raise call.refuse("input without a batch axis", f"Give it {len(kernel) + 2} axes, batch first")
+        mode = getattr(module, "padding_mode", "zeros")
+        if mode != "zeros":
+            found["input"] = pad_steps(call, found["input"], attrs["padding"], mode)
+            attrs["padding"] = [[0, 0] for _ in kernel]
         return self.weighted(call, found["input"], found["weight"], found["bias"], attrs)
 
     def geometry_attrs(self, attrs: Attrs) -> dict[str, Any]:
@@ -81,3 +91,16 @@ class Conv(Dense):
 
     def over_channels(self, vector: Tensor, axes: int) -> Tensor:
         return vector.view(-1, *[1] * (axes - 2))
+
+    def export_bytes(self, op: Op, graph: IntegerGraph) -> ByteProduct:
+        """ConvInteger pads with the zero point, so that padding counts 0 for every byte."""
+        geometry = _onnx_geometry(op.attrs)
+
+        def product(x: str, zero_point: str, weight: Array) -> str:
+            inputs = (x, graph.constant(weight, op.consts["weight"]), *([zero_point] if zero_point else []))
+            return graph.node("ConvInteger", *inputs, **geometry)
+
+        return product
+
+    def export_product(self, attrs: Attrs, x: str, weight: str, bias: str, graph: Graph) -> str:
+        return graph.node("Conv", x, weight, bias, **_onnx_geometry(attrs))

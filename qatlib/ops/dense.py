@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +13,13 @@ from torch import Tensor
 from qatlib.factors import factor, fused_factors
 from qatlib.integer import INT32, Accumulator, Product, Requantizer
 from qatlib.ops.base import Attrs, Call, Cost, Kernel, Operator, Params, Range, Ref, Traced
-from qatlib.ops.clamp import apply_clamp
+from qatlib.ops.clamp import apply_clamp, export_clamp
 from qatlib.program import Op, Program
 
 if TYPE_CHECKING:
+    from qatlib.export.graph import Graph
+    from qatlib.export.integer import ByteProduct, IntegerGraph
+    from qatlib.export.qdq import QdqGraph
     from qatlib.lowering import Lowering
 
 
@@ -38,6 +41,14 @@ class Dense(Operator):
     @abstractmethod
     def float_product(self, attrs: Attrs, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The sum of products in float."""
+
+    @abstractmethod
+    def export_bytes(self, op: Op, graph: IntegerGraph) -> ByteProduct:
+        """The sum of products of int8 tensors as ONNX nodes."""
+
+    @abstractmethod
+    def export_product(self, attrs: Attrs, x: str, weight: str, bias: str, graph: Graph) -> str:
+        """:meth:`float_product` as ONNX nodes."""
 
     @abstractmethod
     def over_channels(self, vector: Tensor, axes: int) -> Tensor:
@@ -117,6 +128,44 @@ class Dense(Operator):
 
         run.route = acc.route  # type: ignore[attr-defined]
         return run
+
+    # -- ONNX ----------------------------------------------------------------------------------------------------
+
+    def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
+        axes = len(program.values[op.output].shape)
+        weight, bias = program.constant(op, "weight").numpy(), program.constant(op, "bias")
+        groups = op.attrs.get("groups", 1)
+        acc = graph.sums(op.inputs[0], weight, self.export_bytes(op, graph), self.channel_axis, groups)
+        acc = graph.node("Add", acc, graph.constant(self.over_channels(bias.double(), axes).numpy()))
+        largest = -graph.qtype(op.inputs[0]).limits[0]
+        sums = np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(axis=1) * largest
+        acc = graph.saturate(acc, int((sums + bias.to(torch.int64).abs().numpy()).max()))
+        if "multiplier" in op.consts:
+            names = ("multiplier", "addend_multiplier", "shift")
+            factors = {r: self.over_channels(program.constant(op, r), axes).numpy() for r in names if r in op.consts}
+            terms = [(acc, factors["multiplier"])]
+            if len(op.inputs) == 2:
+                terms.append((graph.read(op.inputs[1], "float64"), factors["addend_multiplier"]))
+            acc = graph.requantize(terms, factors["shift"], op.attrs["lo"], op.attrs["hi"])
+        graph.write(op.output, acc)
+
+    def export_float(self, attrs: Attrs, inputs: Sequence[str], consts: Mapping[str, str], graph: Graph) -> str:
+        out = self.export_product(attrs, inputs[0], consts["weight"], consts["bias"], graph)
+        if len(inputs) == 2:
+            out = graph.node("Add", out, inputs[1])
+        return export_clamp(graph, out, attrs.get("clamp"))
+
+    def float_form(self, op: Op, program: Program, graph: QdqGraph) -> tuple[Attrs, Mapping[str, str]]:
+        scales = graph.accumulator_scale(op)
+        x = program.values[op.inputs[0]].qtype.scale
+        assert x is not None
+        weight, bias = (program.constant(op, role).numpy() for role in ("weight", "bias"))
+        return graph.real_attrs(op), {
+            "weight": graph.dequantized(weight, scales / x, op.consts["weight"]),
+            "bias": graph.dequantized(bias, scales, op.consts["bias"]),
+        }
+
+    # -- cost ----------------------------------------------------------------------------------------------------
 
     def cost(self, op: Op, program: Program) -> Cost:
         base = super().cost(op, program)

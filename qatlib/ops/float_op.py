@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from qatlib.ops.base import BY_NAME, Attrs, Kernel, Operator, Params, Range
 from qatlib.ops.boundary import quantize
 from qatlib.program import Op, Program
+
+if TYPE_CHECKING:
+    from qatlib.export.graph import Graph
+    from qatlib.export.integer import IntegerGraph
+    from qatlib.export.qdq import QdqGraph
 
 
 class FloatOp(Operator):
@@ -28,3 +34,19 @@ class FloatOp(Operator):
             return real if out.scale is None else quantize(real, out.scale, *out.limits)
 
         return run
+
+    def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
+        """Float kernels of two runtimes round differently, so the integers behind an island may differ."""
+        real = self.export_float(op.attrs, [graph.real(name) for name in op.inputs], _params(op, program, graph), graph)
+        out = graph.qtype(op.output)
+        graph.write(op.output, real if out.scale is None else graph.quantize(real, out))
+
+    def export_float(self, attrs: Attrs, inputs: Sequence[str], consts: Mapping[str, str], graph: Graph) -> str:
+        return BY_NAME[attrs["operator"]].export_float(attrs["attrs"], inputs, consts, graph)
+
+    def float_form(self, op: Op, program: Program, graph: QdqGraph) -> tuple[Attrs, Mapping[str, str]]:
+        return op.attrs, _params(op, program, graph)
+
+
+def _params(op: Op, program: Program, graph: Graph) -> dict[str, str]:
+    return {role: graph.constant(program.constant(op, role).numpy(), key) for role, key in op.consts.items()}

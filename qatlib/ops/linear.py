@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,6 +11,10 @@ from qatlib.integer import Product
 from qatlib.ops.base import Attrs, Call, Traced
 from qatlib.ops.dense import Dense
 from qatlib.program import Op
+
+if TYPE_CHECKING:
+    from qatlib.export.graph import Array, Graph
+    from qatlib.export.integer import ByteProduct, IntegerGraph
 
 
 class Linear(Dense):
@@ -37,3 +41,13 @@ class Linear(Dense):
 
     def over_channels(self, vector: Tensor, axes: int) -> Tensor:
         return vector
+
+    def export_bytes(self, op: Op, graph: IntegerGraph) -> ByteProduct:
+        def product(x: str, zero_point: str, weight: Array) -> str:
+            inputs = (x, graph.constant(weight.T, op.consts["weight"]), *([zero_point] if zero_point else []))
+            return graph.node("MatMulInteger", *inputs)
+
+        return product
+
+    def export_product(self, attrs: Attrs, x: str, weight: str, bias: str, graph: Graph) -> str:
+        return graph.node("Add", graph.node("MatMul", x, graph.node("Transpose", weight, perm=[1, 0])), bias)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,11 +15,19 @@ from torch.nn import functional as F
 from qatlib.factors import factor
 from qatlib.integer import EXACT_FLOAT32, INT32, Requantizer, pad
 from qatlib.ops.base import Attrs, Call, Cost, Kernel, Operator, Params, Range, Ref, Traced
+from qatlib.ops.clamp import export_clamp
 from qatlib.ops.conv import spread
 from qatlib.program import Op, Program
 
 if TYPE_CHECKING:
+    from qatlib.export.graph import Array, Graph
+    from qatlib.export.integer import IntegerGraph
+    from qatlib.export.qdq import QdqGraph
     from qatlib.lowering import Lowering
+
+
+MULTIPLIER_ERROR = 2.0**-18
+"""A relative difference that a multiplier of the usual 20 bits cannot tell from 0."""
 
 
 def _window(call: Call, found: dict[str, Any]) -> dict[str, Any]:
@@ -45,37 +54,28 @@ def _settings(call: Call, *names: str, **defaults: Any) -> dict[str, Any]:
     return found
 
 
+def _padded(graph: Graph, attrs: Attrs, x: str, value: Any) -> tuple[str, list[int]]:
+    """``x`` and the padding that is left to an ONNX pool: all of it, unless it reaches a kernel's size."""
+    if all(max(pair) < size for pair, size in zip(attrs["padding"], attrs["kernel"], strict=True)):
+        return x, [before for before, _ in attrs["padding"]] + [after for _, after in attrs["padding"]]
+    return graph.pad(x, attrs["padding"], value), [0] * 2 * len(attrs["kernel"])
+
+
 def _uniform(sizes: Sequence[int], outs: Sequence[int]) -> bool:
     return all(size % out == 0 for size, out in zip(sizes, outs, strict=True))
 
 
 class MaxPool(Operator):
     name = "max_pool"
-    modules = (
-        nn.MaxPool1d,
-        nn.MaxPool2d,
-        nn.MaxPool3d,
-        nn.AdaptiveMaxPool1d,
-        nn.AdaptiveMaxPool2d,
-        nn.AdaptiveMaxPool3d,
-    )
+    modules = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
     functions = (F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)
     keeps_scale = True
 
     def trace(self, call: Call) -> Traced:
-        if type(call.module).__name__.startswith("Adaptive"):
-            found = _adaptive(call)
-            if not _uniform(found["sizes"], found["outs"]):
-                raise call.refuse(
-                    "adaptive max pooling with windows of unequal size", "Use a divisor of the input size"
-                )
-            kernel = [size // out for size, out in zip(found["sizes"], found["outs"], strict=True)]
-            found |= {"kernel_size": kernel, "stride": kernel, "padding": 0}
-        else:
-            found = _settings(
-                call, "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices",
-                stride=None, padding=0, dilation=1,
-            )  # fmt: skip
+        found = _settings(
+            call, "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices",
+            stride=None, padding=0, dilation=1,
+        )  # fmt: skip
         if found.get("return_indices"):
             raise call.refuse("max pooling that returns indices", "Pool without return_indices")
         return Traced((found["input"],), _window(call, found))
@@ -94,6 +94,27 @@ class MaxPool(Operator):
 
     def kernel(self, op: Op, program: Program, ranges: Sequence[Range]) -> Kernel:
         return lambda x: self.forward(op.attrs, {}, x)
+
+    def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
+        qtype = graph.qtype(op.output)
+        carrier = "int8" if qtype.dtype == "int8" else "float32"
+        x = graph.read(op.inputs[0], carrier)
+        graph.write(op.output, self._onnx(graph, op.attrs, x, np.array(qtype.limits[0], carrier)))
+
+    def export_float(self, attrs: Attrs, inputs: Sequence[str], consts: Mapping[str, str], graph: Graph) -> str:
+        return self._onnx(graph, attrs, inputs[0], np.float32(-np.inf))
+
+    @staticmethod
+    def _onnx(graph: Graph, attrs: Attrs, x: str, lowest: Any) -> str:
+        x, pads = _padded(graph, attrs, x, lowest)
+        return graph.node(
+            "MaxPool",
+            x,
+            kernel_shape=attrs["kernel"],
+            strides=attrs["stride"],
+            pads=pads,
+            dilations=attrs["dilation"],
+        )
 
     def cost(self, op: Op, program: Program) -> Cost:
         return _pool_cost(super().cost(op, program), op)
@@ -135,6 +156,43 @@ def _mean_of_sums(op: Op, program: Program, bound: int) -> tuple[torch.dtype, Ca
         return requantize(total.clamp_(*INT32) if bound > INT32[1] else total, reuse=True)
 
     return torch.float32 if bound < EXACT_FLOAT32 else torch.float64, finish
+
+
+def _export_sums(graph: Graph, x: str, matrices: Sequence[Array]) -> str:
+    """Window sums of ``x`` ``[N, C, *in]``: one product with a 0/1 matrix ``[out, in]`` per spatial axis.
+
+    Sums over windows are separable, whatever their stride, padding and sizes. Every step turns the first spatial axis
+    to the end and sums over it, so that after the last one all axes are back in place.
+    """
+    axes = len(matrices)
+    for matrix in matrices:
+        if axes > 1:
+            x = graph.node("Transpose", x, perm=[0, 1, *range(3, 2 + axes), 2])
+        x = graph.node("MatMul", x, graph.constant(matrix.T))
+    return x
+
+
+def _membership(windows: Sequence[tuple[int, int]], size: int, dtype: str) -> Array:
+    """``[out, in]``: 1 where the element is in the window [start, stop)."""
+    at = np.arange(size)
+    return np.array([(start <= at) & (at < stop) for start, stop in windows]).astype(dtype)
+
+
+def _export_mean(graph: IntegerGraph, op: Op, program: Program, windows: Sequence[Sequence[tuple[int, int]]]) -> None:
+    """The integer form of both average pools; ``windows`` per axis and position may reach into padding."""
+    (x,) = program.in_values(op)
+    matrices = [_membership(axis, size, "float64") for axis, size in zip(windows, x.shape[2:], strict=True)]
+    acc = _export_sums(graph, graph.read(x.name, "float64"), matrices)
+    taps = math.prod(int(matrix.sum(axis=1).max()) for matrix in matrices)
+    acc = graph.saturate(acc, taps * -x.qtype.limits[0])
+    multiplier, shift = (program.constant(op, role).numpy() for role in ("multiplier", "shift"))
+    graph.write(op.output, graph.requantize([(acc, multiplier)], shift, op.attrs["lo"], op.attrs["hi"]))
+
+
+def _real_share(op: Op, program: Program, graph: QdqGraph) -> Array:
+    """What a window sum is multiplied with, in real numbers; per output position or one for all."""
+    (x,) = program.in_values(op)
+    return np.asarray(graph.accumulator_scale(op) / x.qtype.scale)
 
 
 class AvgPool(Operator):
@@ -195,6 +253,32 @@ class AvgPool(Operator):
         carrier, finish = _mean_of_sums(op, program, bound)
         return lambda x: finish(self._sum(op.attrs, x.to(carrier)))
 
+    def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
+        axes = zip(
+            *(op.attrs[key] for key in ("kernel", "stride", "padding")),
+            program.values[op.output].shape[2:],
+            strict=True,
+        )
+        windows = [
+            [(start * stride - pair[0], start * stride - pair[0] + kernel) for start in range(out)]
+            for kernel, stride, pair, out in axes
+        ]
+        _export_mean(graph, op, program, windows)
+
+    def float_form(self, op: Op, program: Program, graph: QdqGraph) -> tuple[Attrs, Mapping[str, str]]:
+        return {**graph.real_attrs(op), "share": _real_share(op, program, graph)}, {}
+
+    def export_float(self, attrs: Attrs, inputs: Sequence[str], consts: Mapping[str, str], graph: Graph) -> str:
+        """The mean with every window's full size as divisor, corrected where the divisor is another."""
+        x, pads = _padded(graph, attrs, inputs[0], np.float32(0))
+        geometry = {"kernel_shape": attrs["kernel"], "strides": attrs["stride"], "pads": pads}
+        mean = graph.node("AveragePool", x, count_include_pad=1, **geometry)
+        share = attrs["share"] if "share" in attrs else 1 / _outer(attrs["counts"]).numpy()
+        correction = np.float32(share * math.prod(attrs["kernel"]))
+        if not np.allclose(correction, 1, rtol=MULTIPLIER_ERROR, atol=0):
+            mean = graph.node("Mul", mean, graph.constant(correction))
+        return export_clamp(graph, mean, attrs.get("clamp"))
+
     def cost(self, op: Op, program: Program) -> Cost:
         return _pool_cost(super().cost(op, program), op)
 
@@ -209,6 +293,62 @@ def _adaptive(call: Call) -> dict[str, Any]:
 def windows(size: int, out: int) -> list[tuple[int, int]]:
     """Windows of adaptive pooling along one axis, as torch defines them."""
     return [(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
+
+
+class AdaptiveMaxPool(Operator):
+    """Windows of equal size become a ``max_pool``."""
+
+    name = "adaptive_max_pool"
+    modules = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+    functions = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
+    keeps_scale = True
+
+    def trace(self, call: Call) -> Traced:
+        found = _adaptive(call)
+        if call.kwargs.get("return_indices") or getattr(call.module, "return_indices", False):
+            raise call.refuse("max pooling that returns indices", "Pool without return_indices")
+        return Traced((found["input"],), {"sizes": found["sizes"], "output_size": found["outs"]})
+
+    def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:
+        pool = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)[len(attrs["output_size"]) - 1]
+        out: Tensor = pool(inputs[0], attrs["output_size"])
+        return out
+
+    def lower(self, low: Lowering) -> None:
+        sizes, outs = low.attrs["sizes"], low.attrs["output_size"]
+        if not _uniform(sizes, outs):
+            low.emit(self.name, {"output_size": outs})
+            return
+        kernel = [size // out for size, out in zip(sizes, outs, strict=True)]
+        attrs = {"kernel": kernel, "stride": kernel, "padding": [[0, 0] for _ in kernel], "dilation": [1] * len(kernel)}
+        low.emit(MaxPool.name, attrs)
+
+    def kernel(self, op: Op, program: Program, ranges: Sequence[Range]) -> Kernel:
+        return lambda x: self.forward(op.attrs, {}, x)
+
+    def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
+        (x,) = program.in_values(op)
+        graph.write(op.output, self._onnx(graph, op.attrs, graph.read(x.name, "float32"), x.shape[2:]))
+
+    def float_form(self, op: Op, program: Program, graph: QdqGraph) -> tuple[Attrs, Mapping[str, str]]:
+        return {**op.attrs, "sizes": list(program.in_values(op)[0].shape[2:])}, {}
+
+    def export_float(self, attrs: Attrs, inputs: Sequence[str], consts: Mapping[str, str], graph: Graph) -> str:
+        return self._onnx(graph, attrs, inputs[0], attrs["sizes"])
+
+    @staticmethod
+    def _onnx(graph: Graph, attrs: Attrs, x: str, sizes: Sequence[int]) -> str:
+        """Axis by axis the largest of all windows' first, second, … elements; short windows repeat their last."""
+        for axis, (size, out) in enumerate(zip(sizes, attrs["output_size"], strict=True), start=2):
+            cuts = windows(size, out)
+            widest = max(stop - start for start, stop in cuts)
+            taps = [np.array([min(start + i, stop - 1) for start, stop in cuts]) for i in range(widest)]
+            x = graph.node("Max", *(graph.node("Gather", x, graph.constant(tap), axis=axis) for tap in taps))
+        return x
+
+    def cost(self, op: Op, program: Program) -> Cost:
+        base = super().cost(op, program)
+        return Cost(0, program.in_values(op)[0].elements(), base.weight_bytes, base.input_bytes, base.output_bytes)
 
 
 class AdaptiveAvgPool(Operator):
@@ -254,6 +394,23 @@ class AdaptiveAvgPool(Operator):
             return finish(acc)
 
         return run
+
+    def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
+        (x,) = program.in_values(op)
+        _export_mean(
+            graph, op, program, [windows(*pair) for pair in zip(x.shape[2:], op.attrs["output_size"], strict=True)]
+        )
+
+    def float_form(self, op: Op, program: Program, graph: QdqGraph) -> tuple[Attrs, Mapping[str, str]]:
+        sizes = list(program.in_values(op)[0].shape[2:])
+        return {**graph.real_attrs(op), "sizes": sizes, "share": _real_share(op, program, graph)}, {}
+
+    def export_float(self, attrs: Attrs, inputs: Sequence[str], consts: Mapping[str, str], graph: Graph) -> str:
+        cuts = [windows(size, out) for size, out in zip(attrs["sizes"], attrs["output_size"], strict=True)]
+        matrices = [_membership(cut, size, "float32") for cut, size in zip(cuts, attrs["sizes"], strict=True)]
+        share = attrs["share"] if "share" in attrs else 1 / _outer([matrix.sum(axis=1) for matrix in matrices]).numpy()
+        total = _export_sums(graph, inputs[0], matrices)
+        return export_clamp(graph, graph.node("Mul", total, graph.constant(np.float32(share))), attrs.get("clamp"))
 
     def cost(self, op: Op, program: Program) -> Cost:
         base = super().cost(op, program)

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from qatlib.errors import ConfigError
+from qatlib.errors import ConfigError, QatError
+from qatlib.tables import TableSpec
 
 T = TypeVar("T")
 Many = Annotated[tuple[T, ...], Field(strict=False)]
@@ -65,7 +66,7 @@ class MetricParams(_Params):
 
 class DefaultFormat(_Params):
     activation: Activation = "int8"
-    weight: Literal["int8"] = "int8"
+    weight: Activation = "int8"
 
 
 class Override(_Params):
@@ -73,13 +74,14 @@ class Override(_Params):
 
     match: Name
     activation: Activation | None = None
+    weight: Activation | None = None
     scale: Positive | None = None
     high_precision: bool | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Override:
-        if self.activation is None and self.scale is None and self.high_precision is None:
-            raise ValueError("changes nothing; set activation, scale or high_precision, or remove the record")
+        if all(getattr(self, key) is None for key in ("activation", "weight", "scale", "high_precision")):
+            raise ValueError("changes nothing; set activation, weight, scale or high_precision, or remove the record")
         return self
 
 
@@ -137,8 +139,42 @@ class QatParams(_Params):
         return self
 
 
+class TableParams(_Params):
+    """Settings of the tables that ``match`` names; see :class:`qatlib.tables.TableSpec`."""
+
+    match: Name
+    division: Any = "auto"
+    segments: int = TableSpec.segments
+    entries: int = TableSpec.entries
+    range: Many[float] | None = None
+    symmetry: Literal["none", "odd", "even", "auto"] = "auto"
+
+    @model_validator(mode="after")
+    def _is_legal(self) -> TableParams:
+        try:
+            _ = self.spec
+        except QatError as error:
+            raise ValueError(f"{error.seen}: {error.fix}") from None
+        return self
+
+    @property
+    def spec(self) -> TableSpec:
+        """Raises ProgramError QAT211."""
+        points = self.division
+        if isinstance(points, list) and all(isinstance(p, int | float) and not isinstance(p, bool) for p in points):
+            points = tuple(float(point) for point in points)
+        span: Any = self.range
+        return TableSpec(points, self.segments, self.entries, span, self.symmetry)
+
+
+class GoldenParams(_Params):
+    items: Annotated[int, Field(ge=0)] = 0
+
+
 class ConvertParams(_Params):
     preserve: Many[Name] = ()
+    golden: GoldenParams = GoldenParams()
+    tables: Many[TableParams] = ()
 
 
 class CompileParams(_Params):

@@ -121,7 +121,10 @@ def check_finite(inputs: Sequence[Tensor], split: str, batch: int, indices: Sequ
 
 @dataclass(frozen=True)
 class DataFingerprint:
-    """What two runs must agree on to have seen the same inputs; statistics over all values of all inputs."""
+    """What two runs must agree on to have seen the same inputs.
+
+    Statistics are over all values of the floating-point inputs; 0 if there are none.
+    """
 
     images: int
     sha256: str
@@ -140,11 +143,16 @@ def fingerprint(dataset: Dataset[Any], images: int, split: str = "data") -> Data
     for inputs, _ in loader(Subset(dataset, range(items)), batch_size, split=split):
         for tensor in inputs:
             digest.update(repr(tuple(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes())
+            if not tensor.is_floating_point():
+                continue
             wide = tensor.double()
             count += tensor.numel()
             total += float(wide.sum())
             squares += float((wide * wide).sum())
             low, high = min(low, float(tensor.min())), max(high, float(tensor.max()))
+    if not count:
+        low = high = 0.0
+    count = max(1, count)
     mean = total / count
     return DataFingerprint(items, digest.hexdigest(), mean, max(0.0, squares / count - mean * mean) ** 0.5, low, high)
 
@@ -198,6 +206,9 @@ def _item(dataset: Any, index: int, split: str) -> Any:
         ) from error
 
 
+_INPUT_DTYPES = ("float32", "int64", "int32", "bool")
+
+
 def _check_first(dataset: Any, split: str) -> None:
     with _seeded(0):
         _split_item(_item(dataset, 0, split), split, 0)
@@ -216,9 +227,10 @@ def _split_item(item: Any, split: str, index: int) -> tuple[tuple[Any, ...], Any
     for position, value in enumerate(inputs):
         if not isinstance(value, Tensor | np.ndarray):
             raise wrong(f"input {position} is a {type(value).__name__}; expected a tensor", "Add ToTensor or similar")
-        if str(value.dtype).removeprefix("torch.") != "float32":
+        if str(value.dtype).removeprefix("torch.") not in _INPUT_DTYPES:
             raise wrong(
-                f"input {position} is {value.dtype}; expected float32", "Convert and normalize it in the dataset"
+                f"input {position} is {value.dtype}; expected {' or '.join(_INPUT_DTYPES)}",
+                "Convert and normalize it in the dataset; integers are for indices such as tokens",
             )
     return inputs, item[1]
 

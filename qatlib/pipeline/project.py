@@ -15,9 +15,9 @@ from torch.utils.data import Dataset, Subset
 from qatlib.errors import CheckpointError, ConfigError, QConfigError
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.prepare import fuse_fx, is_high_precision_candidate, prepare_graph
-from qatlib.fake.qconfig import FakeQuantSpec, QConfig
+from qatlib.fake.qconfig import FakeQuantSpec, QConfig, method_for
 from qatlib.graph.ir import INPUT, Graph, Node
-from qatlib.ops.base import BY_NAME
+from qatlib.ops.base import BY_NAME, Format
 from qatlib.pipeline.checkpoint import load_into, load_weights, read_metadata, save_tensors
 from qatlib.pipeline.config import Config, InputFormat, Override
 from qatlib.pipeline.data import Loader, Split, loader, open_split
@@ -150,6 +150,7 @@ def _apart(one: str, other: str) -> list[str]:
 def _owners(graph: Graph) -> dict[str, str]:
     """Names a user may write, of operators and of what was fused into them → operator."""
     owner = {node.name: node.name for node in graph.nodes if node.op != INPUT}
+    owner |= {node.composite: node.name for node in graph.nodes if node.composite}  # its last step
     for node in graph.nodes:
         for name in node.absorbed:
             owner.setdefault(name, node.name)
@@ -161,7 +162,7 @@ class _Formats:
 
     def __init__(self, config: Config, graph: Graph) -> None:
         section, calibrate = config.qconfig, config.calibrate
-        self._graph, self._outputs = graph, section.outputs
+        self._graph, self._outputs, self._weight = graph, section.outputs, section.default.weight
         owner = _owners(graph)
         matched = first_match(section.overrides, owner, "qconfig.overrides")
         self._overrides: dict[str, Override] = {}
@@ -172,7 +173,7 @@ class _Formats:
         self._candidates = {n.name for n in graph.nodes if is_high_precision_candidate(graph, n)}
         self._default = FakeQuantSpec(
             dtype=section.default.activation,
-            method=calibrate.method,
+            method=method_for(section.default.activation, calibrate.method),
             percentile=calibrate.percentile,
             bins=calibrate.bins,
             averaging_constant=config.qat.averaging_constant,
@@ -195,12 +196,17 @@ class _Formats:
         record: Override | InputFormat | None = self._overrides.get(node.name)
         if record is None and node.op == "quantize":
             record = self._inputs.get(node.inputs[0])
-        if self._high_precision(node, record if isinstance(record, Override) else None):
-            return QConfig(activation=None)
+        override = record if isinstance(record, Override) else None
+        weight = replace(QConfig().weight, dtype=(override and override.weight) or self._weight)
+        if self._high_precision(node, override):
+            return QConfig(None, weight)
         if record is None:
-            return QConfig(activation=self._default)
-        dtype = record.activation or self._default.dtype
-        return QConfig(activation=replace(self._default, dtype=dtype, scale=record.scale))
+            return QConfig(self._default, weight).with_format(node.format)
+        asked = node.format or Format()
+        dtype = record.activation or asked.dtype or self._default.dtype
+        scale = record.scale if record.scale or record.activation else asked.scale
+        method = method_for(dtype, self._default.method)
+        return QConfig(replace(self._default, dtype=dtype, scale=scale, method=method), weight)
 
     def _high_precision(self, node: Node, record: Override | None) -> bool:
         if record is not None and record.high_precision is not None:

@@ -58,7 +58,7 @@ def test_weights_per_channel_with_a_dead_channel() -> None:
     weight = torch.randn(6, 4, 3, 3) * torch.logspace(-6, 3, 6).view(-1, 1, 1, 1)
     weight[2] = 0
     fake = WeightFakeQuantize(QConfig().weight)
-    scales, codes = fake.scales(weight), fake.codes(weight)
+    scales, codes = fake.scales(weight), fake.codes(weight, fake.scales(weight))
     for channel in range(6):
         largest = float(weight[channel].abs().max())
         wanted = np.float32(2 * largest / 255) if largest else np.float32(DEAD_SCALE)

@@ -184,7 +184,7 @@ def test_passes_do_not_change_the_graph_they_are_given() -> None:
 BROKEN: dict[str, tuple[Callable[[tuple[Node, ...]], tuple[Node, ...]], str]] = {
     "duplicate": (lambda nodes: (*nodes, nodes[-1]), "two nodes"),
     "order": (lambda nodes: (nodes[0], nodes[2], nodes[1]), "before it is made"),
-    "operator": (lambda nodes: (*nodes[:-1], replace(nodes[-1], op="softmax")), "not registered"),
+    "operator": (lambda nodes: (*nodes[:-1], replace(nodes[-1], op="no_such_operator")), "not registered"),
     "shape": (lambda nodes: (*nodes[:-1], replace(nodes[-1], shape=())), "no shape"),
     "batch": (lambda nodes: (*nodes[:-1], replace(nodes[-1], shape=(-1, -1))), "two batch axes"),
     "output": (lambda nodes: nodes[:-1], "no node makes"),

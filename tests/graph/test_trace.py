@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qatlib.errors import GraphError
 from qatlib.fake.prepare import evaluate_graph
 from qatlib.graph.ir import OPAQUE, Graph
 from qatlib.graph.trace import trace
@@ -64,6 +65,8 @@ WINDOWS: dict[str, Callable[[Tensor], Tensor]] = {
     "max, functional": lambda x: F.max_pool2d(x, 3, stride=2),
     "max, torch": lambda x: torch.max_pool2d(x, 3, 2),
     "max, adaptive": nn.AdaptiveMaxPool2d((5, 2)),
+    "max, adaptive, uneven": nn.AdaptiveMaxPool2d((3, 7)),
+    "max, adaptive, functional": lambda x: F.adaptive_max_pool2d(x, (3, None)),
     "mean": nn.AvgPool2d(3, 2, 1),
     "mean, padding not counted": nn.AvgPool2d(3, 2, 1, count_include_pad=False),
     "mean, ceil": nn.AvgPool2d(3, 2, ceil_mode=True),
@@ -85,7 +88,7 @@ def test_pool(pool: Callable[[Tensor], Tensor]) -> None:
     parts = {"pool": pool} if isinstance(pool, nn.Module) else {}
     net = model((lambda s, x: s.pool(x)) if parts else (lambda s, x: pool(x)), **parts)
     graph = check(net, images(2, 4, 10))
-    assert {"max_pool", "avg_pool", "adaptive_avg_pool"} & set(ops(graph).values())
+    assert {"max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool"} & set(ops(graph).values())
 
 
 SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -259,3 +262,97 @@ def test_the_model_is_left_as_it_was() -> None:
     assert [m.training for m in net.modules()] == [True, True, True, False, True]
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
     assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_convolutions_with_other_padding(mode: str) -> None:
+    layer = nn.Conv2d(3, 4, 3, padding=(2, 1), padding_mode=mode)
+    assert ops(check(model(lambda s, x: s.c(x), c=layer), images())) == {"x": "input", "c.pad": "pad", "c": "conv"}
+
+
+def test_tuples_of_tensors_can_be_looped_over() -> None:
+    def body(s: nn.Module, x: Tensor) -> Tensor:
+        parts = torch.chunk(s.conv(x), 3, dim=1)
+        assert len(parts) == 3
+        return torch.cat([part * k for k, part in enumerate(parts, start=1)], 1)
+
+    check(model(body, conv=nn.Conv2d(3, 6, 1)), images())
+
+
+class _Standardized(nn.Conv2d):
+    """Calls the functional form with weights of its own making."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class _Scaled(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight, self.bias) * 2
+
+
+def test_subclasses_that_call_the_functional_form_are_quantized_under_their_name() -> None:
+    net = model(lambda s, x: s.fc(s.block(x).flatten(1)), block=nn.Sequential(_Standardized(3, 4, 3, padding=1)),
+                fc=_Scaled(4 * 256, 5))  # fmt: skip
+    found = ops(check(net, images()))
+    assert found["block.0.conv2d"] == "conv"
+    assert found["fc.linear"] == "linear"
+
+
+def test_weights_behind_a_parametrization() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    assert "conv" in ops(check(model(lambda s, x: s.c(x), c=layer), images())).values()
+
+
+# -- constants, in-place changes, shapes ------------------------------------------------------------------------------
+
+
+def test_weights_computed_from_parameters_are_constants() -> None:
+    net = model(lambda s, x: F.conv2d(x, F.relu(s.w) / s.w.abs().sum()), w=nn.Parameter(torch.randn(3, 3, 1, 1)))
+    graph = check(net, images())
+    assert ops(graph) == {"x": "input", "conv2d": "conv"}
+
+
+def test_creation_functions_are_constants_whatever_the_batch() -> None:
+    net = model(lambda s, x: F.linear(x, (x.new_ones(x.size(1), 4) * torch.arange(4.0)).T))
+    assert ops(check(net, torch.randn(2, 5))) == {"x": "input", "linear": "linear"}
+
+
+def test_a_constant_that_counts_the_batch_is_refused() -> None:
+    def body(s: nn.Module, x: Tensor) -> Tensor:
+        return F.linear(x, s.w * torch.arange(x.size(0)).sum())
+
+    with pytest.raises(GraphError, match=r"QAT136.*batch size"):
+        trace(model(body, w=nn.Parameter(torch.ones(2, 2))), (torch.randn(2, 2),))
+
+
+def _add_in_place(y: Tensor, z: Tensor) -> Tensor:
+    y += z
+    return y
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s, y: F.relu_(y),
+        lambda s, y: F.relu(y, True),
+        lambda s, y: s.relu(y),
+        lambda s, y: y.clamp_(-0.1, 0.1),
+        lambda s, y: _add_in_place(y, s.conv2(y)),
+    ],
+    ids=["relu_", "inplace argument", "nn.ReLU(inplace=True)", "clamp_", "+="],
+)
+def test_in_place_changes_reach_every_holder_of_the_tensor(change: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    def body(s: nn.Module, x: Tensor) -> Tensor:
+        y = s.conv(x)
+        held = [y]
+        return change(s, y) + held[0]
+
+    parts = {"conv": nn.Conv2d(3, 3, 1), "conv2": nn.Conv2d(3, 3, 1), "relu": nn.ReLU(inplace=True)}
+    check(model(body, **parts), images())
+
+
+def test_an_axis_that_is_a_multiple_of_the_batch() -> None:
+    graph = check(model(lambda s, x: s.c(x.reshape(-1, 1, 16, 16)), c=nn.Conv2d(1, 2, 3)), images())
+    assert [node.shape for node in graph.nodes] == [(-1, 3, 16, 16), (-3, 1, 16, 16), (-3, 2, 14, 14)]

@@ -24,35 +24,34 @@ def refused(net: nn.Module, *inputs: Tensor, **options: Any) -> GraphError:
 
 def test_every_unsupported_operator_is_named_at_once() -> None:
     net = model(
-        lambda s, x: s.act(s.norm(s.conv(x))) * torch.sigmoid(x).softmax(1),
-        conv=nn.Conv2d(3, 3, 1), norm=nn.GroupNorm(1, 3), act=nn.GELU(),
+        lambda s, x: (s.pool(s.norm(s.conv(x))), torch.lgamma(x).cumsum(1)),
+        conv=nn.Conv2d(3, 3, 1), norm=nn.LocalResponseNorm(2), pool=nn.FractionalMaxPool2d(2, 3),
     )  # fmt: skip
     error = refused(net)
     assert error.code == "QAT132"
-    assert "5 operators" in error.seen
+    assert "4 operators" in error.seen
     for part in (
-        "norm (normalization.GroupNorm) at test_trace_errors.py:",
-        "act (activation.GELU)",
-        "sigmoid (torch.sigmoid",
-        "softmax (torch.Tensor.softmax)",
-        "mul (operator.mul)",
+        "norm (normalization.LocalResponseNorm) at test_trace_errors.py:",
+        "pool (pooling.FractionalMaxPool2d)",
+        "lgamma (torch.lgamma",
+        "cumsum (torch.Tensor.cumsum)",
         "nn.BatchNorm2d",
-        "nn.ReLU or nn.ReLU6",
+        "nn.MaxPool2d",
     ):
         assert part in error.seen
     assert "conv (" not in error.seen, "what is supported is not listed"
 
 
 def test_an_error_that_follows_from_a_missing_operator_does_not_hide_it() -> None:
-    error = refused(model(lambda s, x: torch.cat(x.chunk(3, 1), 1).tanh()))
+    error = refused(model(lambda s, x: torch.cat(torch.frexp(x), 0).lgamma()))
     assert error.code == "QAT132"
-    assert "chunk" in error.seen
-    assert "tanh" in error.seen
+    assert "frexp" in error.seen
+    assert "lgamma" in error.seen
 
 
-@pytest.mark.parametrize("call", [torch.special.expit, lambda x: torch.einsum("nchw->ncwh", x), torch.linalg.det])
-def test_functions_of_torch_are_never_taken_for_wrapped_ones(call: Callable[[Tensor], Tensor]) -> None:
-    assert refused(model(lambda s, x: call(x))).code == "QAT132"
+@pytest.mark.parametrize("call", [torch.special.i0, torch.cummax, torch.linalg.det])
+def test_functions_of_torch_are_never_taken_for_wrapped_ones(call: Callable[..., Any]) -> None:
+    assert refused(model(lambda s, x: call(x, 1)[0] if call is torch.cummax else call(x))).code == "QAT132"
 
 
 @pytest.mark.parametrize("name", ["activation.Softmax", "activation.MultiheadAttention", "activation.LogSoftmax"])
@@ -83,17 +82,12 @@ def test_too_many_inputs() -> None:
 
 
 VARIANTS: dict[str, tuple[nn.Module, str]] = {
-    "reflect": (model(lambda s, x: s.c(x), c=nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")), "reflect"),
-    "constant": (model(lambda s, x: x + 1), "constant"),
-    "parameter": (model(lambda s, x: x + s.p, p=nn.Parameter(torch.zeros(3, 1, 1))), "constant"),
-    "alpha": (model(lambda s, x: torch.add(x, F.relu(x), alpha=2)), "alpha"),
     "batch axis": (model(lambda s, x: torch.cat([x, x])), "batch axis"),
     "dropout": (model(lambda s, x: F.dropout(x, 0.5)), "dropout"),
     "no statistics": (
         model(lambda s, x: s.b(x), b=nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False))),
         "statistics",
     ),
-    "uneven adaptive max": (model(lambda s, x: s.p(x), p=nn.AdaptiveMaxPool2d(5)), "unequal"),
 }
 
 
@@ -105,21 +99,17 @@ def test_unsupported_variants(net: nn.Module, seen: str) -> None:
     assert "test_trace_errors.py:" in error.where
 
 
-def test_weights_computed_in_the_model() -> None:
-    net = model(lambda s, x: F.conv2d(x, F.relu(s.w)), w=nn.Parameter(torch.randn(3, 3, 1, 1)))
-    assert refused(net).code == "QAT134"
+def test_weights_computed_from_the_input() -> None:
+    net = model(
+        lambda s, x: F.conv2d(x, s.c(x)[0, 0, 0, 0] * s.w), c=nn.Conv2d(3, 3, 1), w=nn.Parameter(torch.ones(3, 3, 1, 1))
+    )
+    assert refused(net).code in ("QAT132", "QAT134")
 
 
 def test_indices_of_max_pool() -> None:
     error = refused(model(lambda s, x: F.max_pool2d(x, 2, return_indices=True)[0]))
     assert error.code in ("QAT132", "QAT134")
     assert "max_pool2d" in str(error)
-
-
-def test_batch_norm_that_nothing_absorbs_needs_spatial_axes() -> None:
-    error = refused(model(lambda s, x: s.b(x), b=nn.BatchNorm1d(6)), torch.randn(2, 6))
-    assert error.code == "QAT134"
-    assert "nn.Linear" in error.fix
 
 
 def test_an_unknown_leaf() -> None:
@@ -133,32 +123,13 @@ def test_outputs_have_to_be_computed(value: object) -> None:
     assert refused(model(lambda s, x: (F.relu(x), value))).code == "QAT136"
 
 
-def _add_in_place(x: Tensor, y: Tensor) -> Tensor:
-    x += y
-    return x
-
-
-def _body(change: Callable[[nn.Module, Tensor], Tensor]) -> Callable[[nn.Module, Tensor], Tensor]:
-    def body(s: nn.Module, x: Tensor) -> Tensor:
+def test_an_in_place_change_through_a_view_is_noticed() -> None:
+    def change(s: nn.Module, x: Tensor) -> Tensor:
         y = s.conv(x)
-        return change(s, y) + y
+        y.view(-1, 3, 256).relu_()
+        return y
 
-    return body
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda s, y: F.relu_(y),
-        lambda s, y: s.relu(y),
-        lambda s, y: y.clamp_(-0.1, 0.1),
-        lambda s, y: _add_in_place(y, s.conv2(y)),
-    ],
-    ids=["relu_", "nn.ReLU(inplace=True)", "clamp_", "+="],
-)
-def test_in_place_changes_that_another_reader_sees(change: Callable[[nn.Module, Tensor], Tensor]) -> None:
-    parts = {"conv": nn.Conv2d(3, 3, 1), "conv2": nn.Conv2d(3, 3, 1), "relu": nn.ReLU(inplace=True)}
-    error = refused(model(_body(change), **parts))
+    error = refused(model(change, conv=nn.Conv2d(3, 3, 1)))
     assert error.code == "QAT137"
     assert "in-place" in error.fix
 

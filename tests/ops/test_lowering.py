@@ -211,13 +211,13 @@ def test_scale_preserving_operators() -> None:
     assert ops["permute"].attrs["dims"] == [0, 2, 3, 1]
 
 
-def test_a_bias_beyond_int32_saturates() -> None:
+def test_a_bias_beyond_int32_raises_the_scale_of_its_weights() -> None:
     net = model(lambda s, x: s.t(x), t=nn.Conv2d(3, 2, 1))
     with torch.no_grad():
         net.t.bias.copy_(torch.tensor([1e9, -1e9]))
     _, program, ops = lowered(net, images(2) * 1e-6)
-    assert program.constant(ops["t"], "bias").tolist() == [2**31 - 1, -(2**31)]
-    assert ops["t"].attrs["acc_bound"] > 2**31
+    assert [abs(abs(code) - 2**30) <= 2**7 for code in program.constant(ops["t"], "bias").tolist()] == [True, True]
+    assert ops["t"].attrs["acc_bound"] < 2**31
 
 
 def test_a_dead_channel() -> None:

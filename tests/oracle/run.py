@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from qatlib.program import Op, Program
 from qatlib.qtype import QType
 
 from .integers import Rounding, half_even
-from .kernels import INTEGER_KINDS, Task
+from .kernels import INTEGER_KINDS
+from .task import Task
 
 Array = NDArray[Any]
 
@@ -22,7 +23,7 @@ def run(program: Program, *inputs: Array, rounding: Rounding = half_even) -> dic
 
     Raises ValueError if a result does not fit the format of its value or contradicts its shape.
     """
-    batch = inputs[0].shape[program.values[program.inputs[0]].shape.index(-1)]
+    batch = _batch(program, inputs)
     known = {name: _checked(program, name, x, batch) for name, x in zip(program.inputs, inputs, strict=True)}
     for op in program.ops:
         result = _evaluate(program, op, [known[name] for name in op.inputs], rounding)
@@ -55,13 +56,15 @@ def _evaluate(program: Program, op: Op, inputs: list[Array], rounding: Rounding)
         scale = program.constant(op, "scale").numpy() if "scale" in op.consts else None
         return dequantize(inputs[0], program.values[op.inputs[0]].qtype, scale)
     consts = {role: program.constants[key].numpy().astype(np.int64) for role, key in op.consts.items()}
-    return INTEGER_KINDS[op.kind](Task(op.attrs, consts, rounding), *(x.astype(np.int64) for x in inputs))
+    qtype = program.values[op.output].qtype
+    task = Task(op.attrs, consts, qtype.limits, qtype.scale, rounding)
+    return INTEGER_KINDS[op.kind](task, *(x.astype(np.int64) for x in inputs))
 
 
 def _checked(program: Program, name: str, x: Array, batch: int) -> Array:
     """``x`` in the dtype of value ``name``, after a look at its shape and range."""
     value = program.values[name]
-    shape: Iterable[int] = (batch if size == -1 else size for size in value.shape)
+    shape: Iterable[int] = (-size * batch if size < 0 else size for size in value.shape)
     if x.shape != tuple(shape):
         raise ValueError(f"{name} has shape {x.shape}; the Program says {value.shape}")
     if value.qtype.is_float:
@@ -70,3 +73,12 @@ def _checked(program: Program, name: str, x: Array, batch: int) -> Array:
     if x.size and (x.min() < low or x.max() > high):
         raise ValueError(f"{name} has codes {x.min()}..{x.max()}, outside {value.qtype.dtype}")
     return x.astype(value.qtype.dtype)
+
+
+def _batch(program: Program, inputs: Sequence[Array]) -> int:
+    """The batch size, which a size of -k in the shape of an input is k times."""
+    for name, x in zip(program.inputs, inputs, strict=True):
+        for want, got in zip(program.values[name].shape, x.shape, strict=True):
+            if want < 0:
+                return int(got) // -want
+    raise ValueError("no input has a batch axis")

@@ -16,7 +16,7 @@ from torch.nn import functional
 from qatlib.program import Op, Program, Value
 from qatlib.qtype import INT32, QType
 
-from . import FactorError, bias_codes, clamp_codes, factor, half_away, half_even, joint_factor, run
+from . import FactorError, bias_codes, clamp_codes, factor, half_away, half_even, run
 from .integers import sat32
 from .run import dequantize, quantize
 from .windows import adaptive_bounds
@@ -117,13 +117,6 @@ def test_factor_by_hand(r: float, bits: int, m: int | None, n: int | None) -> No
 def test_factor_rounds_half_to_even() -> None:
     assert factor(128.5 / 2**10, 8) == (128, 10)
     assert factor(129.5 / 2**10, 8) == (130, 10)
-
-
-def test_joint_factor_by_hand() -> None:
-    assert joint_factor(0.5, 0.125, 8) == (128, 32, 8)
-    assert joint_factor(0.125, 0.5, 8) == (32, 128, 8)
-    assert joint_factor(0.9999, 0.5, 8) == (128, 64, 7)
-    assert joint_factor(1.0, 2.0**-20, 8) == (128, 0, 7)
 
 
 def test_bias_and_clamp_codes_by_hand() -> None:

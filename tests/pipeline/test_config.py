@@ -107,7 +107,7 @@ def test_yaml_1_2_numbers(tmp_path: Path) -> None:
         ("qconfig: {overrides: [{match: a}]}", "qconfig.overrides[0]: changes nothing"),
         ("qconfig: {overrides: [{activation: int8}]}", "qconfig.overrides[0].match: is missing"),
         ("qconfig: {overrides: [{match: a, scale: 0}]}", "qconfig.overrides[0].scale: 0 must be greater than 0"),
-        ("qconfig: {default: {weight: int4}}", "qconfig.default.weight: 'int4' must be int8"),
+        ("qconfig: {default: {weight: int4}}", "qconfig.default.weight: 'int4' must be int8 or int16"),
         ("convert:", "convert: None must be a mapping"),
         ("qat: {loss: cross_entropy}", "qat.loss: 'cross_entropy' must be an entry point"),
         ("qat: {loss_kwargs: {since: 2024-01-01}}", "qat.loss_kwargs.since: 2024-01-01 is read as a date"),

@@ -137,7 +137,7 @@ GOOD = (torch.zeros(2), 0)
         ([torch.zeros(2)], "QAT111", "train data item 0: is a Tensor; expected"),
         ([(torch.zeros(2), 0, 1)], "QAT111", "is a tuple of 3"),
         ([("a.png", 0)], "QAT111", "input 0 is a str"),
-        ([(torch.zeros(2, dtype=torch.uint8), 0)], "QAT111", "input 0 is torch.uint8; expected float32"),
+        ([(torch.zeros(2, dtype=torch.uint8), 0)], "QAT111", "input 0 is torch.uint8; expected float32 or int64"),
         ([GOOD, (torch.zeros(3), 0)], "QAT111", "item 1: has inputs of shape [3], item 0 of shape [2]"),
         ([GOOD, (torch.zeros(2), torch.zeros(2))], "QAT111", "targets: cannot be stacked"),
         ([GOOD, None], "QAT111", "item 1: is a NoneType"),
