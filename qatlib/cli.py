@@ -1,4 +1,7 @@
-"""The ``qatlib`` command: looks at what the pipeline left in ``reports/``. It imports no torch."""
+"""The ``qatlib`` command: looks at what the pipeline left in ``reports/``, and compares device dumps.
+
+Looking at reports imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -51,6 +54,59 @@ def gate(as_json: bool) -> None:
     sys.exit(0 if rows and all(row["met"] for row in rows) else 1)
 
 
+@main.command()
+@click.argument("program", type=click.Path(path_type=Path))
+@click.option("--inputs", "files", multiple=True, required=True, type=click.Path(path_type=Path),
+              help=".npy of one input, batch first; once per input of the Program, in its order.")  # fmt: skip
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+def golden(program: Path, files: tuple[Path, ...], out: Path) -> None:
+    """Run the Program in folder PROGRAM and write its inputs and every op's integers."""
+    from qatlib.golden.vectors import read_inputs, write_golden
+    from qatlib.program import Program
+
+    with _one_line_errors(2):
+        write_golden(Program.load(program), read_inputs(files), out)
+
+
+@main.command("compare-dump")
+@click.argument("dump", type=click.Path(path_type=Path))
+@click.option("--golden", "golden_folder", required=True, type=click.Path(path_type=Path), help="Golden vectors.")
+@click.option("--map", "map_file", type=click.Path(path_type=Path), help="YAML or JSON: device name to golden name.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def compare_dump_command(dump: Path, golden_folder: Path, map_file: Path | None, as_json: bool) -> None:
+    """Compare tensors that a device wrote to DUMP with golden vectors; exit 0 equal, 1 differs, 2 error."""
+    from qatlib.golden import compare_dump
+    from qatlib.golden.dump import load_map
+    from qatlib.golden.view import show
+
+    with _one_line_errors(2):
+        comparison = compare_dump(golden_folder, dump, load_map(map_file) if map_file else None)
+    if as_json:
+        click.echo(json.dumps(comparison.document(), indent=2))
+    else:
+        show(comparison)
+    sys.exit(0 if comparison.equal else 1)
+
+
+@main.command()
+@click.argument("program_dir", type=click.Path())
+@click.argument("path", type=click.Path())
+@click.option("--flavour", type=click.Choice(["integer", "qdq"]), default="integer", show_default=True)
+@click.option("--opset", type=int, help="ONNX operator set; the default is stated in the output.")
+def export(program_dir: str, path: str, flavour: Any, opset: int | None) -> None:
+    """Write the Program in PROGRAM_DIR to PATH as ONNX, and run it beside the emulator on random inputs.
+
+    Exits with 1 if the integer flavour differs from the emulator anywhere but behind a float island.
+    """
+    with _one_line_errors():
+        from qatlib.export.trial import try_document
+
+        lines, good = try_document(program_dir, path, flavour, opset)
+        for line in lines:
+            click.echo(line)
+    sys.exit(0 if good else 1)
+
+
 def _goals() -> Any:
     from qatlib.pipeline.config import load_config
 
@@ -65,13 +121,16 @@ def _read(path: str) -> Any:
 
 
 class _one_line_errors:  # noqa: N801 reads as a statement
+    def __init__(self, exit_code: int = 1) -> None:
+        self._exit_code = exit_code
+
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, QatError):
             click.echo(str(error), err=True)
-            sys.exit(1)
+            sys.exit(self._exit_code)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ def main(config: Config) -> None:
     """Convert, and score the Program on the whole test split."""
     from qatlib.compiler.target import load_target
     from qatlib.conversion import IntegerModel, table_ops, to_program
+    from qatlib.golden.vectors import write_golden
     from qatlib.pipeline.match import first_match
     from qatlib.pipeline.metrics import write_metrics
     from qatlib.pipeline.project import Project
@@ -23,6 +24,9 @@ def main(config: Config) -> None:
     program = to_program(model, preserve, load_target(config.compile.target).multiplier_bits, tables)
     scored = project.evaluate(IntegerModel(program, project.device), "test")
     program.save("artifacts/program")
+    if items := config.convert.golden.items:
+        inputs, _ = next(iter(project.batches("test", items, items)))
+        write_golden(program, inputs, "artifacts/program/golden")
     write_metrics(
         "reports/convert/metrics.json",
         "integer",
