@@ -17,13 +17,14 @@ from torch import Tensor
 from qatlib.atomic import atomic_folder, write_json
 from qatlib.compiler.legalize import check_model
 from qatlib.compiler.machine import TORCH_DTYPE, Machine
-from qatlib.compiler.memory import MemoryPlan, misfit, plan_memory
+from qatlib.compiler.memory import MemoryPlan, constants, misfit, plan_memory
 from qatlib.compiler.perf import Performance, estimate
 from qatlib.compiler.steps import Step, Unit, order_steps
 from qatlib.compiler.target import Target, load_target
 from qatlib.emulator import Emulator
 from qatlib.errors import CompileError, ProgramError
 from qatlib.program import Program, Value
+from qatlib.qtype import BOOL, INT32
 
 SCHEMA: Literal[1] = 1
 _ARENA_BYTES = 1 << 25
@@ -50,29 +51,33 @@ class Executable:
         batch = self._batch(inputs)
         emulator = Emulator(program)
         planned = self.memory.sram.peak_bytes + self.memory.dram.peak_bytes
-        step = max(1, _ARENA_BYTES // max(1, planned))
+        boundary = [program.values[name] for name in (*program.inputs, *program.outputs)]
+        whole = any(_batch_axis(value)[1] > 1 for value in boundary)  # there samples need not lie one after the other
+        step = batch if whole else max(1, _ARENA_BYTES // max(1, planned))
         parts = [self._part(emulator, inputs, start, min(step, batch - start)) for start in range(0, batch, step)]
         return tuple(
-            torch.cat([part[k] for part in parts], _batch_axis(program.values[name]))
+            torch.cat([part[k] for part in parts], _batch_axis(program.values[name])[0])
             for k, name in enumerate(program.outputs)
         )
 
     def _part(self, emulator: Emulator, inputs: tuple[Tensor, ...], start: int, count: int) -> tuple[Tensor, ...]:
         program, machine = self.program, Machine(self.program, self.memory, count)
-        host: dict[str, Tensor] = {}
+        elsewhere: dict[str, Tensor] = {}  # with the host, or among the weights
 
         def put(name: str, carrier: Tensor) -> None:
-            if program.values[name].qtype.is_float:
-                host[name] = carrier
+            if program.values[name].qtype.is_float or name in fixed:
+                elsewhere[name] = carrier
             else:
                 machine.write(name, emulator.narrow(name, carrier))
 
         def get(name: str) -> Tensor:
-            return host[name] if name in host else emulator.widen(name, machine.read(name))
+            return elsewhere[name] if name in elsewhere else emulator.widen(name, machine.read(name))
+
+        fixed = constants(program)
 
         for name, x in zip(program.inputs, inputs, strict=True):
-            axis = _batch_axis(program.values[name])
-            put(name, emulator.widen(name, x.cpu().narrow(axis, start, count)))
+            axis, times = _batch_axis(program.values[name])
+            put(name, emulator.widen(name, x.cpu().narrow(axis, start * times, count * times)))
         for step in self.steps:
             put(step.op.output, emulator.compute(step.op, *(get(name) for name in step.op.inputs)))
         return tuple(emulator.narrow(name, get(name)) for name in program.outputs)
@@ -85,14 +90,11 @@ class Executable:
         sizes = set()
         for name, x in zip(names, inputs, strict=True):
             value = self.program.values[name]
-            fits = x.dim() == len(value.shape) and all(
-                want in (-1, got) for want, got in zip(value.shape, x.shape, strict=True)
-            )
-            right = x.is_floating_point() if value.qtype.is_float else x.dtype == TORCH_DTYPE[value.qtype.dtype]
-            if not (fits and right):
+            if not (value.fits(x.shape) and _accepts(value, x)):
                 seen = f"is {x.dtype} {list(x.shape)}, expected {value.qtype.dtype} {list(value.shape)}"
                 raise ProgramError("QAT180", name, seen, "-1 stands for the batch")
-            sizes.add(x.shape[_batch_axis(value)])
+            axis, times = _batch_axis(value)
+            sizes.add(x.shape[axis] // times)
         if len(sizes) != 1 or 0 in sizes:
             raise ProgramError("QAT180", "inputs", f"have batch sizes {sorted(sizes)}", "Give all the same, at least 1")
         return int(sizes.pop())
@@ -177,9 +179,23 @@ def _assemble(program: Program, target: Target, steps: tuple[Step, ...], memory:
     return Executable(program, target, steps, memory, estimate(program, steps, memory, target))
 
 
-def _batch_axis(value: Value) -> int:
-    """Axis of the batch; ProgramError (QAT180) for a boundary value without one."""
-    if -1 not in value.shape:
+def _accepts(value: Value, x: Tensor) -> bool:
+    """Whether ``x`` has the value's dtype, or one that holds the same: torch.bool, integers that fit int32."""
+    qtype = value.qtype
+    if qtype.is_float:
+        return x.is_floating_point()
+    if qtype == BOOL and x.dtype == torch.bool:
+        return True
+    if qtype == INT32 and x.dtype == torch.int64:
+        low, high = qtype.limits
+        return x.numel() == 0 or (int(x.min()) >= low and int(x.max()) <= high)
+    return x.dtype == TORCH_DTYPE[qtype.dtype]
+
+
+def _batch_axis(value: Value) -> tuple[int, int]:
+    """Axis of the batch and how many times the batch it holds; ProgramError (QAT180) for a boundary without one."""
+    axis = next((axis for axis, size in enumerate(value.shape) if size < 0), None)
+    if axis is None:
         seen = f"has shape {list(value.shape)}, without a batch axis"
         raise ProgramError("QAT180", value.name, seen, "Let inputs and outputs carry the batch; -1 stands for it")
-    return value.shape.index(-1)
+    return axis, -value.shape[axis]

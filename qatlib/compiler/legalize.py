@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import qatlib.ops  # noqa: F401  (fills the registry)
+from qatlib.compiler.perf import mac_dtype
 from qatlib.compiler.steps import is_host
 from qatlib.compiler.target import OpRule, Target
 from qatlib.ops.base import BY_KIND
@@ -85,10 +86,14 @@ def _dtypes(op: Op, program: Program, rule: OpRule, target: Target) -> Iterator[
     dtype = program.values[op.output].qtype.dtype
     if dtype not in rule.outputs:
         yield f"writes {dtype}; {_allowed('outputs', rule.outputs)}", _use(dtype, rule.outputs)
+    if "weight" in op.consts:
+        weight = str(program.constant(op, "weight").dtype).removeprefix("torch.")
+        if weight not in rule.weights:
+            yield f"has {weight} weights; {_allowed('weights', rule.weights)}", _use(weight, rule.weights)
     if BY_KIND[op.kind].cost(op, program).macs:
-        dtype = program.values[op.inputs[0]].qtype.dtype
-        if dtype in rule.inputs and target.mac_array.macs_per_cycle.of(dtype) is None:
-            yield f"multiplies {dtype} activations; the MAC array has no rate for them", _use(dtype, ("int8",))
+        wide = mac_dtype(op, program)
+        if wide in (*rule.inputs, *rule.weights) and target.mac_array.macs_per_cycle.of(wide) is None:
+            yield f"multiplies {wide}; the MAC array has no rate for it", _use(wide, ("int8",))
 
 
 def _allowed(what: str, dtypes: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ class Machine:
     """SRAM and DRAM arenas of the sizes that the plan reaches, poisoned.
 
     For ``batch`` samples at once every size and offset of the plan is multiplied by ``batch``: buffers that share bytes
-    in the plan share them here, and only those.
+    in the plan share them here, and only those. A value without a batch axis fills the first part of its place.
     """
 
     def __init__(self, program: Program, plan: MemoryPlan, batch: int = 1) -> None:
@@ -54,14 +54,15 @@ class Machine:
             seen = "nothing was written" if other == _NOBODY else f"the bytes belong to {self._buffers[other]!r}"
             raise self._broken(name, f"is read from {place.arena} byte {window.start + at}, where {seen}")
         value = self._values[name]
-        shape = [self._batch if size == -1 else size for size in value.shape]
-        return self._bytes[place.arena][window].clone().view(TORCH_DTYPE[value.qtype.dtype]).view(shape)
+        codes = self._bytes[place.arena][window].clone().view(TORCH_DTYPE[value.qtype.dtype])
+        return codes.view(value.sizes(self._batch))
 
     def _window(self, name: str) -> tuple[Place, slice]:
         place = self._plan.places.get(name)
         if place is None:
             raise self._broken(name, "has no place in the memory plan")
-        start, end = place.offset * self._batch, (place.offset + place.bytes) * self._batch
+        start = place.offset * self._batch
+        end = start + self._values[name].bytes(self._batch)
         size = len(self._bytes[place.arena])
         if end > size:
             raise self._broken(name, f"ends at byte {end} of {place.arena}, which has {size}")

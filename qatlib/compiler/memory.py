@@ -1,9 +1,10 @@
 """Where each value lives: lifetimes, a best-fit packing of SRAM, and what is spilled to DRAM. Batch 1.
 
-Values that share bytes (a reshape and what it reads) form one buffer. Buffers are placed largest first, each in the
-smallest gap that holds it and is free during its whole life; a buffer for which SRAM has no such gap goes to DRAM,
-where the same rule applies without a limit. Largest first keeps the spilled bytes, and with them the DRAM traffic, low;
-ties go to the earlier, then to the name, so equal Programs get equal plans.
+What a ``constant`` op writes stays among the weights and takes part in none of this. Values that share bytes (a reshape
+and what it reads) form one buffer. Buffers are placed largest first, each in the smallest gap that holds it and is free
+during its whole life; a buffer for which SRAM has no such gap goes to DRAM, where the same rule applies without a
+limit. Largest first keeps the spilled bytes, and with them the DRAM traffic, low; ties go to the earlier, then to the
+name, so equal Programs get equal plans.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class ArenaUse(_Frozen):
 
 
 class MemoryPlan(_Frozen):
-    """Places of all integer values. ``unlimited`` is the use of an SRAM that is large enough for everything.
+    """Places of all integer values but the constants. ``unlimited`` is the use of an SRAM that holds everything.
 
     ``weight_bytes`` are the accelerator's constants, each counted once in the width of its dtype; they stay in DRAM
     and are streamed once per inference.
@@ -111,7 +112,8 @@ def plan_memory(program: Program, steps: Sequence[Step], target: Target) -> Memo
 
 def misfit(plan: MemoryPlan, program: Program, target: Target) -> str:
     """Why ``plan`` cannot be one of ``program`` on ``target``, by names and sizes; "" if it can."""
-    integers = {name: value for name, value in program.values.items() if not value.qtype.is_float}
+    fixed = constants(program)
+    integers = {name: v for name, v in program.values.items() if not v.qtype.is_float and name not in fixed}
     if set(plan.places) != set(integers):
         return "places other values than its Program has"
     for name, place in plan.places.items():
@@ -125,6 +127,11 @@ def misfit(plan: MemoryPlan, program: Program, target: Target) -> str:
     return f"needs more than {target.sram.bytes} bytes of SRAM" if plan.sram.peak_bytes > target.sram.bytes else ""
 
 
+def constants(program: Program) -> set[str]:
+    """Values that are read where the weights are: the outputs of ``constant`` ops."""
+    return {op.output for op in program.ops if op.kind == "constant"}
+
+
 def lifetimes(program: Program, steps: Sequence[Step], alignment: int) -> tuple[Buffer, ...]:
     """Buffers in the order in which they come alive; sizes are rounded up to ``alignment``."""
     start = dict.fromkeys(program.inputs, -1) | {step.op.output: i for i, step in enumerate(steps)}
@@ -135,10 +142,11 @@ def lifetimes(program: Program, steps: Sequence[Step], alignment: int) -> tuple[
     source = {step.op.output: step.op.inputs[0] for step in steps if step.op.kind == "reshape"}
     root: dict[str, str] = {}
     groups: dict[str, list[str]] = {}
+    fixed = constants(program)
     for name in start:
-        if program.values[name].qtype.is_float:
+        if program.values[name].qtype.is_float or name in fixed:
             continue
-        root[name] = root[source[name]] if name in source else name
+        root[name] = root.get(source.get(name, name), name)
         groups.setdefault(root[name], []).append(name)
     return tuple(
         Buffer(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from qatlib.compiler.executable import Executable
 
-Unit = Literal["mac", "vector", "view", "host"]
+Unit = Literal["mac", "vector", "view", "weights", "host"]
 Bound = Literal["compute", "sram", "dram", "launch", "none"]
 
 
@@ -32,8 +32,9 @@ Bound = Literal["compute", "sram", "dram", "launch", "none"]
 class OpEstimate:
     """One op, batch 1.
 
-    ``unit`` is "view" for a reshape that shares its input's bytes and "host" for what the host runs; both cost nothing
-    here. ``utilization`` is MACs over what the array could have done in the op's cycles at the op's dtype.
+    ``unit`` is "view" for a reshape that shares its input's bytes, "weights" for a constant, whose bytes its readers
+    pay for, and "host" for what the host runs; these cost nothing here. ``utilization`` is MACs over what the array
+    could have done in the op's cycles at the op's dtype.
     """
 
     op: str
@@ -132,14 +133,20 @@ def estimate(program: Program, steps: Sequence[Step], plan: MemoryPlan, target: 
 
 def _row(step: Step, program: Program, plan: MemoryPlan, target: Target) -> OpEstimate:
     op = step.op
-    if step.unit == "host" or plan.shares_bytes(op.output, op.inputs[0]):
-        return _free(op, "host" if step.unit == "host" else "view")
+    if step.unit == "host" or op.output not in plan.places:
+        return _free(op, "host" if step.unit == "host" else "weights")
+    if any(name in plan.places and plan.shares_bytes(op.output, name) for name in op.inputs):
+        return _free(op, "view")
     cost = BY_KIND[op.kind].cost(op, program)
     rate = _mac_rate(op, program, target) if cost.macs else 0
     compute = max(_mac_cycles(op, program, cost, target) if cost.macs else 0, _vector_cycles(op, program, cost, target))
-    spilled = sum(program.values[name].bytes() for name in (*op.inputs, op.output) if plan.places[name].arena == "dram")
-    dram_bytes = spilled + cost.weight_bytes
-    sram_bytes = max(0, cost.input_bytes + cost.output_bytes - spilled)
+    arenas = {name: place.arena for name, place in plan.places.items()}
+    computed = [name for name in op.inputs if name in arenas]
+    read = sum(program.values[name].bytes() for name in computed)
+    constant = max(0, cost.input_bytes - read) if len(computed) < len(op.inputs) else 0
+    spilled = sum(program.values[name].bytes() for name in (*computed, op.output) if arenas[name] == "dram")
+    dram_bytes = spilled + constant + cost.weight_bytes
+    sram_bytes = max(0, cost.input_bytes - constant + cost.output_bytes - spilled)
     sram = math.ceil(sram_bytes / target.sram.bytes_per_cycle)
     dram = target.dram.latency_cycles + math.ceil(dram_bytes / target.dram_bytes_per_cycle) if dram_bytes else 0
     work = max(compute, sram, dram)
@@ -173,21 +180,32 @@ def _bound(*cycles: int) -> Bound:
     return _BOUNDS[cycles.index(max(cycles))]
 
 
+def mac_dtype(op: Op, program: Program) -> str:
+    """The wider dtype of what a conv, linear or matmul multiplies."""
+    if "weight" in op.consts:
+        weight = str(program.constant(op, "weight").dtype).removeprefix("torch.")
+        dtypes = [program.values[op.inputs[0]].qtype.dtype, weight]
+    else:
+        dtypes = [value.qtype.dtype for value in program.in_values(op)]
+    return max(dtypes, key=lambda dtype: BYTES[dtype])
+
+
 def _mac_rate(op: Op, program: Program, target: Target) -> int:
-    rate = target.mac_array.macs_per_cycle.of(program.values[op.inputs[0]].qtype.dtype)
+    rate = target.mac_array.macs_per_cycle.of(mac_dtype(op, program))
     assert rate is not None, "check_model refuses dtypes without a rate"
     return rate
 
 
 def _mac_cycles(op: Op, program: Program, cost: Cost, target: Target) -> int:
-    """Cycles with channels filled up to whole lanes.
+    """Cycles with channels filled up to whole lanes; of a product of matrices the columns and the summed axis.
 
     Groups of one input channel lie side by side on the output lanes, each using one input lane.
     """
     rate = _mac_rate(op, program, target)
-    if "weight" not in op.consts:
-        return -(-cost.macs // rate)
-    outputs, inputs = program.constant(op, "weight").shape[:2]
+    if "weight" in op.consts:
+        outputs, inputs = program.constant(op, "weight").shape[:2]
+    else:
+        outputs, inputs = (value.sizes()[-1] for value in (program.values[op.output], program.values[op.inputs[0]]))
     groups = op.attrs.get("groups", 1)
     lanes_in, lanes_out = target.mac_array.input_lanes, target.mac_array.output_lanes
     blocks = 1 if inputs == 1 else groups

@@ -30,7 +30,7 @@ class _Strict(BaseModel):
 
 
 class MacRates(_Strict):
-    """Multiply-accumulates per cycle by dtype of the activations (weights are int8)."""
+    """Multiply-accumulates per cycle by the wider dtype of what is multiplied."""
 
     int8: PositiveInt
     int16: PositiveInt | None = None
@@ -80,10 +80,11 @@ class Dram(_Strict):
 
 
 class OpRule(_Strict):
-    """What the target takes of one kind of op: dtypes of activations, and the largest sizes (absent = any)."""
+    """What the target takes of one kind of op: dtypes of activations and weights, the largest sizes (absent = any)."""
 
     inputs: DTypes
     outputs: DTypes
+    weights: DTypes = ("int8",)
     max_kernel: PositiveInt | None = None
     max_stride: PositiveInt | None = None
     max_dilation: PositiveInt | None = None

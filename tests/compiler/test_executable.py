@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from compiler_nets import Net, random_net, residual, tiny
+from tests.compiler.compiler_nets import Net, random_net, residual, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from compiler_nets import Net, residual, tiny
+from tests.compiler.compiler_nets import Net, residual, tiny
 
 from qatlib.compiler import check_model, compile_model
 from qatlib.errors import CompileError

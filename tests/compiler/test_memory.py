@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compiler_nets import Net, random_net, residual, tiny
+from tests.compiler.compiler_nets import Net, random_net, residual, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from compiler_nets import Net, residual, tiny
+from tests.compiler.compiler_nets import Net, residual, tiny
 
 from qatlib.compiler import OpEstimate, compile_model, perf_model
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compiler_nets import tiny, tiny_document
+from tests.compiler.compiler_nets import tiny, tiny_document
 from ruamel.yaml import YAML
 
 from qatlib.compiler import load_target, shipped_targets
