@@ -7,7 +7,6 @@ of batches.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from qatlib.analysis.records import Capture, Mode, OpRecord, Unmeasured
 from qatlib.analysis.sides import Other, Reference, UnmeasurableError
 from qatlib.analysis.stats import Measure, RunningComparison, RunningSummary, check_finite
+from qatlib.fake.fake_quant import relevant
 from qatlib.graph.ir import INPUT, Node
 from qatlib.qtype import FLOAT
 
@@ -25,7 +25,7 @@ Inputs = Tensor | Sequence[Tensor] | tuple[Sequence[Tensor], Any]
 
 
 class _Gauge:
-    """Everything measured at one node."""
+    """Everything measured at one node; before a softmax, of what the softmax can tell from 0."""
 
     def __init__(self, node: Node, other: Other, measure: Measure | None) -> None:
         self.node = node
@@ -41,6 +41,7 @@ class _Gauge:
             self.reasons["error in LSB and KL"] = f"the output is {self.qtype.dtype} and has no per-tensor scale"
 
     def see_reference(self, other: Other, inputs: Sequence[Tensor], output: Tensor) -> None:
+        output = relevant(output, self.node.attrs.get("below_maximum"))
         self.reference.add(output)
         if "same-input error" in self.reasons:
             return
@@ -50,7 +51,7 @@ class _Gauge:
             self.reasons["same-input error"] = str(error)
             return
         if same.shape == output.shape:
-            self.same_input.add(output, same)
+            self.same_input.add(output, relevant(same, self.node.attrs.get("below_maximum")))
         else:
             self.reasons["same-input error"] = _shapes(output, same)
 
@@ -58,6 +59,7 @@ class _Gauge:
         if output.shape != reference.shape:
             self.reasons["accumulated error"] = _shapes(reference, output)
             return
+        reference, output = (relevant(x, self.node.attrs.get("below_maximum")) for x in (reference, output))
         self.other.add(output)
         self.accumulated.add(reference, output)
 
@@ -76,6 +78,7 @@ class _Gauge:
             accumulated=None if "accumulated error" in self.reasons else self.accumulated.result(),
             same_input=None if "same-input error" in self.reasons else self.same_input.result(),
             call=call,
+            composite=node.composite,
         )
 
 
@@ -133,12 +136,18 @@ def _one_batch(reference: Reference, other: Other, gauges: dict[str, _Gauge], in
 
 
 def _call_numbers(nodes: Sequence[Node]) -> dict[str, int]:
-    """1, 2, … for the calls of a module that several nodes use; 0 for all others."""
-    uses = Counter(node.module for node in nodes if node.module)
-    seen: Counter[str] = Counter()
-    numbers = {}
+    """1, 2, … for the calls of a module that is called several times; 0 for all others.
+
+    The steps of a composite are one call.
+    """
+    calls: dict[str, list[str]] = {}
     for node in nodes:
-        if uses[node.module] > 1:
-            seen[node.module] += 1
-        numbers[node.name] = seen[node.module] if uses[node.module] > 1 else 0
-    return numbers
+        made = calls.setdefault(node.module, [])
+        if (node.composite or node.name) not in made:
+            made.append(node.composite or node.name)
+
+    def number(node: Node) -> int:
+        made = calls[node.module]
+        return made.index(node.composite or node.name) + 1 if node.module and len(made) > 1 else 0
+
+    return {node.name: number(node) for node in nodes}

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 Scalar = str | int | float | bool
-Record = Mapping[str, Scalar]
+Value = Scalar | Sequence[Scalar]
+Record = Mapping[str, Value]
 """One record of a list in params.yaml, such as ``{"match": "conv1", "activation": "int16"}``."""
 
 
@@ -39,24 +40,32 @@ def input_format(match: str, existing: Sequence[Record] = (), **settings: Scalar
     return _record("inputs", {"match": match, **settings}, existing)
 
 
+def table(match: str, existing: Sequence[Record] = (), **settings: Scalar) -> Edit:
+    """Put a record for the table of the op named ``match`` before the ``existing`` ones of ``convert.tables``."""
+    return _record("tables", {"match": match, **settings}, existing, "convert")
+
+
 def high_precision_outputs() -> Edit:
     return Edit(
         "qconfig:\n  outputs:\n    high_precision: true", "dvc exp run --temp -S qconfig.outputs.high_precision=true"
     )
 
 
-def _record(table: str, record: Record, existing: Sequence[Record]) -> Edit:
+def _record(name: str, record: Record, existing: Sequence[Record], section: str = "qconfig") -> Edit:
     """The YAML shows the new record, the command the whole list: lists are passed whole, and the first match wins."""
-    pairs = [f"{name}: {_scalar(value)}" for name, value in record.items()]
+    pairs = [f"{key}: {_scalar(value)}" for key, value in record.items()]
     lines = [f"    {'  ' if i else '- '}{pair}" for i, pair in enumerate(pairs)]
     flow = ", ".join(
         "{" + ", ".join(f"{k}: {_scalar(v)}" for k, v in item.items()) + "}" for item in (record, *existing)
     )
-    return Edit("\n".join(["qconfig:", f"  {table}:", *lines]), f'dvc exp run --temp -S "qconfig.{table}=[{flow}]"')
+    yaml = "\n".join([f"{section}:", f"  {name}:", *lines])
+    return Edit(yaml, f'dvc exp run --temp -S "{section}.{name}=[{flow}]"')
 
 
-def _scalar(value: Scalar) -> str:
+def _scalar(value: Value) -> str:
     """``value`` as YAML 1.2 and as a Hydra override; strings that are not a plain word are quoted."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_scalar(item) for item in value)}]"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from qatlib.analysis.edits import Record
+import qatlib.ops  # noqa: F401 registers the operators
+from qatlib.analysis.edits import Edit, Record, input_format, override
+from qatlib.ops.base import BY_KIND
 from qatlib.pipeline.config import Goal
 
 if TYPE_CHECKING:
     from qatlib.analysis.op_facts import OpFact
     from qatlib.analysis.records import Capture
+    from qatlib.fake.coverage import Coverage
 
 STAGES = ("float", "calib", "qat", "integer", "compiled")
 """Stages that score the model, in the order of the pipeline; roots of their metrics.json."""
@@ -46,7 +49,8 @@ class Facts:
     ``state`` is the FakeQuantState name of the model when it was scored, None when that is not known. ``floor`` is the
     least acceptable float metric (greatest, where lower is better), ``max_train_val_gap`` the largest train-val gap.
     The float metrics may hold that gap as ``train_val_gap``, or the metric on training data as ``train_<metric>``.
-    ``overrides`` and ``input_formats`` are the lists of qconfig as they stand, which an edit has to keep.
+    ``overrides`` and ``input_formats`` are the lists of qconfig as they stand, ``tables`` that of convert; an edit has
+    to keep them.
     """
 
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -58,15 +62,33 @@ class Facts:
     max_train_val_gap: float = 0.08
     overrides: tuple[Record, ...] = ()
     input_formats: tuple[Record, ...] = ()
+    tables: tuple[Record, ...] = ()
     inputs: tuple[InputFact, ...] = ()
     fvsq: Capture | None = None
     qvsq: Capture | None = None
     ops: tuple[OpFact, ...] = ()
+    coverage: Coverage | None = None
 
     def value(self, stage: str, key: str | None = None) -> float | None:
         """Metric ``key`` (the scored one by default) of ``stage``; None if missing or not finite."""
         found = self.metrics.get(stage, {}).get(key or self.metric)
         return float(found) if found is not None and math.isfinite(found) else None
+
+    def maker(self, name: str) -> str:
+        """The op whose format value ``name`` has: itself, or what it passes on (a reshape, a pool)."""
+        ops = {op.name: op for op in self.ops}
+        while (op := ops.get(name)) and op.inputs and op.kind in BY_KIND and BY_KIND[op.kind].keeps_scale:
+            name = op.inputs[0]
+        return name
+
+    def narrower(self, name: str) -> Edit:
+        """The edit that gives value ``name`` int8."""
+        name = self.maker(name)
+        source = name.removesuffix(".quant")
+        if source in {fact.name for fact in self.inputs}:
+            return input_format(source, self.input_formats, activation="int8")
+        where = next((op.where for op in self.ops if op.name == name), name)
+        return override(where, self.overrides, activation="int8")
 
     def ratio(self, stage: str, base: str = "float") -> float | None:
         """``stage / base`` of the scored metric, inverted when lower is better; None if either is missing or 0."""

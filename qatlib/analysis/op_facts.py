@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qatlib.analysis.records import match_name
 from qatlib.program import Op, Program
 
 
@@ -17,10 +18,24 @@ class WeightFact:
     dead: tuple[int, ...]
     """Output channels whose weight codes are all zero."""
     scales: tuple[float, ...] | None = None
+    dtype: str = "int8"
 
     @property
     def live_scales(self) -> tuple[float, ...]:
         return tuple(s for c, s in enumerate(self.scales or ()) if c not in set(self.dead))
+
+
+@dataclass(frozen=True)
+class TableFact:
+    """One table: how its range is divided, its entries, and its errors in output codes over the input's codes."""
+
+    function: str
+    input_dtype: str
+    division: str
+    segments: int
+    entries: int
+    worst_lsb: float
+    mean_lsb: float
 
 
 @dataclass(frozen=True)
@@ -37,10 +52,12 @@ class OpFact:
     is_output: bool = False
     acc_bound: int | None = None
     weight: WeightFact | None = None
+    table: TableFact | None = None
 
     @property
     def where(self) -> str:
-        return self.module or self.name
+        """The name that means this op in params.yaml."""
+        return match_name(self.name, self.module)
 
 
 def program_facts(program: Program) -> tuple[OpFact, ...]:
@@ -68,14 +85,29 @@ def _fact(program: Program, op: Op, ends: set[str]) -> OpFact:
         input_scales=tuple(v.qtype.scale for v in program.in_values(op)),
         is_output=op.output in ends,
         acc_bound=None if bound is None else int(bound),
-        weight=_weight(program, op) if op.kind in ("conv", "linear") else None,
+        weight=_weight(program, op) if op.kind in ("conv", "conv_transpose", "linear") else None,
+        table=_table(program, op) if op.kind == "table" else None,
     )
 
 
 def _weight(program: Program, op: Op) -> WeightFact:
     codes = program.constant(op, "weight").reshape(program.constant(op, "weight").shape[0], -1)
     dead = (codes == 0).all(dim=1).nonzero().flatten().tolist()
-    return WeightFact(channels=int(codes.shape[0]), dead=tuple(dead), scales=_weight_scales(program, op))
+    dtype = str(program.constant(op, "weight").dtype).removeprefix("torch.")
+    return WeightFact(int(codes.shape[0]), tuple(dead), _weight_scales(program, op), dtype)
+
+
+def _table(program: Program, op: Op) -> TableFact:
+    stored, (x,) = op.attrs["table"], program.in_values(op)
+    return TableFact(
+        function=op.attrs["function"],
+        input_dtype=x.qtype.dtype,
+        division=stored["division"],
+        segments=stored["segments"],
+        entries=stored["entries"],
+        worst_lsb=stored["worst_lsb"],
+        mean_lsb=stored["mean_lsb"],
+    )
 
 
 def _weight_scales(program: Program, op: Op) -> tuple[float, ...] | None:

@@ -13,6 +13,7 @@ from qatlib.analysis.facts import STAGES, Facts
 from qatlib.analysis.findings import Finding
 from qatlib.analysis.goals import GoalResult
 from qatlib.analysis.report import ReportData, write_report
+from qatlib.analysis.report.tables import write_tables
 from qatlib.analysis.rules import run_rules
 from qatlib.analysis.similarity import write_similarity
 from qatlib.analysis.summary import build_summary, goal_results
@@ -38,7 +39,8 @@ def publish(
     performance: Mapping[str, Any] | None = None,
     expected: Sequence[str] = STAGES,
 ) -> Outcome:
-    """Write ``summary.json``, ``summary.md``, ``findings.json``, ``profiler.html`` and the similarity tables.
+    """Write ``summary.json``, ``summary.md``, ``findings.json``, ``profiler.html``, ``tables.csv`` and the similarity
+    tables.
 
     ``performance`` is the content of a compile estimate (``Performance.to_dict()``); empty or None where there is none.
     """
@@ -52,5 +54,6 @@ def publish(
     write_text(folder / "summary.md", summary_markdown(summary, findings, goals))
     for seen in captures:
         write_similarity(seen, folder)
-    write_report(folder / "profiler.html", ReportData(findings, captures, summary, goals, performance))
+    write_tables(facts.ops, folder / "tables.csv")
+    write_report(folder / "profiler.html", ReportData(findings, captures, summary, goals, performance, facts.ops))
     return Outcome(summary, findings, goals)

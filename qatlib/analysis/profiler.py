@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def capture_pair(
         fake = require_quantized(model1, "model1")
         other = IntegerSide(_emulator(model2))
         batches, _ = _peek(inputs, len(fake.graph.inputs))
-        return capture(FakeSide(fake), other, fake.graph.nodes, batches, mode, measure)
+        seen = capture(FakeSide(fake), other, fake.graph.nodes, batches, mode, measure)
+        return replace(seen, saturations=other.saturations())
     raise ConfigError(
         "QAT108", "mode", f"{mode!r} is unknown", "Use FvsQ (float, calibrated) or QvsQ (fake-quant, integer)"
     )
@@ -112,5 +114,5 @@ def model_profiler(
         facts = Facts(state="VALIDATION", qvsq=seen, ops=program_facts(_emulator(model2).program))
     findings = run_rules(facts)
     write_similarity(seen, Path(out_dir))
-    write_report(Path(out_dir) / "profiler.html", ReportData(findings=findings, captures=(seen,)))
+    write_report(Path(out_dir) / "profiler.html", ReportData(findings=findings, captures=(seen,), ops=facts.ops))
     return findings

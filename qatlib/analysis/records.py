@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +22,8 @@ class OpRecord:
     ``accumulated`` compares the outputs with each model on its own inputs; ``same_input`` compares them when the other
     model's op gets the reference's inputs. Either is None where it could not be measured (see
     :attr:`Capture.unmeasured`). ``call`` counts the calls of a module that is used more than once, from 1; it is 0
-    otherwise. ``qtype`` is the output format of the other model.
+    otherwise. ``qtype`` is the output format of the other model. An inner step of a composite has the name of the whole
+    call in ``composite``.
     """
 
     index: int
@@ -36,16 +38,47 @@ class OpRecord:
     accumulated: Comparison | None = None
     same_input: Comparison | None = None
     call: int = 0
+    composite: str = ""
+
+    @property
+    def match(self) -> str:
+        """The name that means this op in params.yaml."""
+        return match_name(self.name, self.module)
+
+    @property
+    def type_name(self) -> str:
+        """Module or function; of a step inside of a composite the operator."""
+        return self.op if self.composite else self.module_type
 
     @property
     def title(self) -> str:
-        """Module name for people, with the call number of a shared module."""
-        shown = self.module or self.name
-        return f"{shown} (call {self.call})" if self.call else shown
+        """Name for people, with the call number of a shared module."""
+        return f"{self.match} (call {self.call})" if self.call else self.match
 
     @property
     def scale(self) -> float | None:
         return self.qtype.scale
+
+
+def match_name(name: str, module: str) -> str:
+    """The name that means one op in params.yaml: its module, or of a step inside of the module's call the step."""
+    step = re.match(rf"{re.escape(module)}(#\d+)?\.", name)
+    return name if step or not module else module
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """What the int32 accumulator of op ``name`` met on the data.
+
+    ``bound`` is the proven largest magnitude of its sums, ``largest`` the largest that occurred before saturation;
+    ``saturated`` of ``elements`` sums lay outside of 32 bits.
+    """
+
+    name: str
+    bound: int
+    largest: int
+    saturated: int
+    elements: int
 
 
 @dataclass(frozen=True)
@@ -59,13 +92,17 @@ class Unmeasured:
 
 @dataclass(frozen=True)
 class Capture:
-    """Result of one streaming pass. ``samples`` is the number of rows of the first input over all batches."""
+    """Result of one streaming pass. ``samples`` is the number of rows of the first input over all batches.
+
+    ``saturations`` has an entry for each op of a Program whose accumulator bound is beyond 32 bits.
+    """
 
     mode: Mode
     batches: int
     samples: int
     records: tuple[OpRecord, ...]
     unmeasured: tuple[Unmeasured, ...] = ()
+    saturations: tuple[Saturation, ...] = ()
 
     def find(self, name: str) -> OpRecord | None:
         return next((record for record in self.records if record.name == name), None)

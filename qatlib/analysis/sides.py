@@ -7,9 +7,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from qatlib.analysis.accumulators import SaturationGauge, may_saturate
+from qatlib.analysis.records import Saturation
 from qatlib.ops.boundary import quantize
 from qatlib.program import Op, Program
-from qatlib.qtype import FLOAT, QType
+from qatlib.qtype import FLOAT, INT32, QType
 
 Visit = Callable[[str, tuple[Tensor, ...], Tensor], None]
 """Called after each node with its name, real-valued inputs and real-valued output."""
@@ -91,20 +93,37 @@ class IntegerSide:
     def __init__(self, runner: Runner) -> None:
         self.runner, self.program = runner, runner.program
         self._producer = {op.output: op for op in self.program.ops}
+        accumulators = {op.inputs[0] for op in self.program.ops if op.kind == "dequantize"}
+        self._whole = {n for n, v in self.program.values.items() if v.qtype == INT32 and n not in accumulators}
+        self._gauges = {op.name: SaturationGauge(op, self.program) for op in self.program.ops if may_saturate(op)}
 
     def outputs(self, inputs: Sequence[Tensor], see: SeeOutput) -> None:
-        real = self.runner.real
-        self.runner.walk(*inputs, visit=lambda op, given, output: see(op.output, real(op.output, output)))
+        def visit(op: Op, given: tuple[Tensor, ...], output: Tensor) -> None:
+            if op.name in self._gauges:
+                self._gauges[op.name].add(given)
+            see(op.output, self._real(op.output, output))
+
+        self.runner.walk(*inputs, visit=visit)
+
+    def saturations(self) -> tuple[Saturation, ...]:
+        """What the accumulators that may saturate met in the batches so far."""
+        return tuple(gauge.result() for gauge in self._gauges.values())
+
+    def _real(self, name: str, carrier: Tensor) -> Tensor:
+        """Real numbers of a value; integers without a scale as they are."""
+        return carrier.double() if name in self._whole else self.runner.real(name, carrier)
 
     def same_input(self, name: str, sources: Sequence[str], inputs: Sequence[Tensor]) -> Tensor:
         """Output of the op, or ops, behind node ``name`` when nodes ``sources`` hold ``inputs`` (real-valued)."""
         known: dict[str, Tensor] = {}
         for source, tensor in zip(sources, inputs, strict=True):
-            if self.qtype(source).dtype == "int32":
+            if source in self._whole:
+                known[source] = tensor.double()
+            elif self.qtype(source).dtype == "int32":
                 raise UnmeasurableError(f"reads the int32 accumulator {source!r}, which nothing quantizes to")
-            if source in self.program.values:
+            elif source in self.program.values:
                 known[source] = self.runner.codes(source, tensor)
-        return self.runner.real(name, self._evaluate(name, known))
+        return self._real(name, self._evaluate(name, known))
 
     def _evaluate(self, value: str, known: dict[str, Tensor]) -> Tensor:
         if value not in known:

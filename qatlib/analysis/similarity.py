@@ -110,7 +110,7 @@ def _row(record: OpRecord, measure: str) -> SimilarityRow:
     return SimilarityRow(
         index=record.index,
         module=record.title,
-        module_type=record.module_type,
+        module_type=record.type_name,
         similarity=similarity_of(record, measure),
         qscale=record.scale,
         acc_error=acc.max_abs if acc else None,

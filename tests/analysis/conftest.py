@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from analysis_nets import Trio, build_trio
+from tests.analysis.analysis_nets import Trio, build_trio
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from analysis_nets import Trio
-from torch import Tensor
+from tests.analysis.analysis_nets import Trio
+from torch import Tensor, nn
 
 from qatlib.analysis.capture import capture
 from qatlib.analysis.profiler import capture_pair
@@ -23,6 +23,7 @@ from qatlib.fake.model import set_fake_quantize
 from qatlib.fake.state import FakeQuantState
 from qatlib.graph.ir import Node
 from qatlib.qtype import FLOAT, QType
+from tests.models import calibrated, model
 
 NODES = (Node("a", "double", ("x",), module="m"), Node("b", "double", ("a",), module="m"))
 
@@ -242,3 +243,18 @@ def test_fake_side_quantizes_inputs_only_where_they_have_a_scale() -> None:
     x = torch.tensor([0.3, 1000.0])
     assert side.same_input("b", ("a",), (x,)).tolist() == [0.5, 63.5]
     assert torch.equal(side.same_input("a", ("x",), (x,)), x)
+
+
+def test_what_a_softmax_takes_for_nothing_is_no_error() -> None:
+    torch.manual_seed(0)
+    keep = torch.rand(1, 1, 8) > 0.4
+
+    def body(s: nn.Module, x: Tensor) -> Tensor:
+        return (s.scores(x) + (1 - keep.float()) * -1e4).softmax(-1)
+
+    net, x = model(body, scores=nn.Linear(6, 8)), torch.randn(16, 5, 6)
+    masked = find(capture_pair(net, calibrated(net, x), (x,), "FvsQ"), "add")
+    assert masked.same_input is not None
+    assert masked.reference is not None
+    assert masked.same_input.sqnr_db > 20
+    assert masked.reference.min > -100

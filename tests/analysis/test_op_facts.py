@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from analysis_nets import Net, Trio, quantized
+from tests.analysis.analysis_nets import Net, Trio, quantized
 
 from qatlib.analysis.facts import Facts
 from qatlib.analysis.op_facts import OpFact, program_facts

@@ -10,8 +10,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from analysis_nets import Trio
-from planted import CLEAN, records, scored
+from tests.analysis.analysis_nets import Trio
+from tests.analysis.planted import CLEAN, records, scored
 
 from qatlib.analysis import model_profiler, publish
 from qatlib.analysis.findings import Finding

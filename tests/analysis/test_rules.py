@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted import CLEAN, comparison, op, record, records, scored
+from tests.analysis.planted import CLEAN, comparison, op, record, records, scored
 from ruamel.yaml import YAML
 
 from qatlib.analysis.facts import Facts, InputFact, input_facts
 from qatlib.analysis.findings import Finding, severity_counts
-from qatlib.analysis.op_facts import WeightFact
-from qatlib.analysis.records import Capture
+from qatlib.analysis.op_facts import TableFact, WeightFact
+from qatlib.analysis.records import Capture, Saturation
 from qatlib.analysis.rules import all_rules, rule, run_rules
+from qatlib.fake.coverage import Coverage
 from qatlib.pipeline.config import Config
+from qatlib.qtype import BOOL, QType
 
 ROOT = Path(__file__).parents[2]
 CODES = [each.code for each in all_rules()]
@@ -45,6 +47,10 @@ COARSE, COARSER = comparison(0.2), comparison(0.4)
 DEAD = WeightFact(8, (2, 5), (0.01,) * 8)
 OUTLIER = WeightFact(8, (), (0.01,) * 6 + (1.0, 0.01))
 
+OVER = 2**31
+CUT = Saturation("conv2", OVER, OVER + 5, 7, 1000)
+STEEP = TableFact("exp", "int16", "uniform", 1, 513, 9.5, 0.3)
+
 PLANTED: list[tuple[str, str, str, dict[str, Any]]] = [
     ("QAT001", "error", "", scored(calib=0.70, qat=0.93)),
     ("QAT002", "info", "", scored(calib=0.90)),
@@ -66,12 +72,31 @@ PLANTED: list[tuple[str, str, str, dict[str, Any]]] = [
     ("QAT012", "error", "", {"floor": 0.95}),
     ("QAT013", "warning", "", extra(float__train_val_gap=0.2)),
     ("QAT014", "warning", "conv2", {"ops": (op("conv1"), op("conv2", inputs=("conv1",), acc_bound=2**31))}),
+    (
+        "QAT014",
+        "info",
+        "conv2",
+        {
+            "ops": (op("conv2", acc_bound=OVER),),
+            "qvsq": replace(records("QvsQ"), saturations=(Saturation("conv2", OVER, 99, 0, 1000),)),
+        },
+    ),
     ("QAT015", "error", "conv2", {"qvsq": records("QvsQ", conv2={"same_input": comparison(0.1)})}),
     ("QAT016", "warning", "", scored(qat=0.92, integer=0.92, compiled=0.92)),
     ("QAT017", "error", "", scored(compiled=0.9289)),
     ("QAT018", "info", "", extra(integer__images=500)),
     ("QAT019", "warning", "fc", {"fvsq": records(fc={"accumulated": replace(comparison(1e-3), dot=-1.0)})}),
     ("QAT020", "error", "", extra(compiled__refused_ops=2)),
+    ("QAT021", "warning", "", {"coverage": Coverage(100, 89, {"a": 89, "b": 11}, ("b",))}),
+    ("QAT021", "error", "", {"coverage": Coverage(100, 0, {"a": 100}, ("a",))}),
+    (
+        "QAT022",
+        "error",
+        "conv2",
+        {"ops": (op("conv2", acc_bound=OVER),), "qvsq": replace(records("QvsQ"), saturations=(CUT,))},
+    ),
+    ("QAT023", "warning", "act.exp", {"ops": (op("act.exp", "table", module="act", weight=None, table=STEEP),)}),
+    ("QAT024", "info", "gate", {"ops": (op("gate", "table", weight=None, is_output=True),)}),
 ]
 
 
@@ -151,8 +176,6 @@ def test_only_the_first_coarse_op_of_a_chain_is_blamed() -> None:
 
 
 def test_int16_op_and_scale_keeping_op_are_not_asked_for_int16() -> None:
-    from qatlib.qtype import QType
-
     wide = records(conv2={"same_input": COARSE, "qtype": QType("int16", 1e-4)})
     assert not only(replace(CLEAN, fvsq=wide), "QAT008")
     kept = record(1, "pool", "max_pool", ("conv",), same_input=COARSE)
@@ -179,6 +202,22 @@ def test_one_code_on_a_few_elements_keeps_the_contract() -> None:
         assert bool(findings) is broken, (differing, count)
 
 
+def test_wide_codes_and_coarse_tables_have_bounds_of_their_own() -> None:
+    base = comparison(0.0)
+    for differing, broken in ((400, False), (800, True)):  # of 20,000: 2 % and 4 %
+        seen = replace(base, differing=differing, above_1_lsb=0)
+        facts = replace(CLEAN, qvsq=records("QvsQ", conv2={"same_input": seen, "qtype": QType("int16", 1 / 64)}))
+        assert bool(only(facts, "QAT015")) is broken, differing
+    for codes, broken in ((10, False), (11, True)):  # the table is off by 9.5, the code by half
+        seen = replace(base, differing=9000, above_1_lsb=9000, max_abs=codes / 64)
+        facts = replace(
+            CLEAN,
+            qvsq=records("QvsQ", conv2={"same_input": seen}),
+            ops=(op("conv2", "table", weight=None, table=STEEP),),
+        )
+        assert bool(only(facts, "QAT015")) is broken, codes
+
+
 def test_the_command_keeps_the_overrides_that_stand() -> None:
     facts = replace(CLEAN, fvsq=records(conv2={"same_input": COARSE}), overrides=({"match": "head.*", "scale": 0.5},))
     (finding,) = only(facts, "QAT008")
@@ -201,6 +240,13 @@ def test_input_facts_name_the_input_behind_the_quantizer() -> None:
     assert (seen.name, seen.min, seen.max, seen.dtype, seen.scale) == ("x", -1.0, 1.0, "int8", 1 / 64)
 
 
+def test_float_ops_are_named_with_their_part_and_none_at_the_limit() -> None:
+    facts = replace(CLEAN, coverage=Coverage(100, 80, {"a": 80, "b": 15, "c": 5}, ("b", "c")))
+    (finding,) = only(facts, "QAT021")
+    assert finding.evidence["float_ops"] == "b (15.0%), c (5.0%)"
+    assert not only(replace(CLEAN, coverage=Coverage(100, 90, {"a": 90, "b": 10}, ("b",))), "QAT021")
+
+
 def test_findings_are_ordered_and_counted_by_severity() -> None:
     findings = run_rules(replace(CLEAN, floor=0.95, **input_of(0.0, 255.0), **scored(calib=0.90)))
     assert [f.code for f in findings] == ["QAT012", "QAT005", "QAT002"]
@@ -211,3 +257,86 @@ def test_findings_are_ordered_and_counted_by_severity() -> None:
 def test_a_code_cannot_be_claimed_twice() -> None:
     with pytest.raises(TypeError, match="QAT001 is claimed by"):
         rule("QAT001", guide="G5")(lambda facts: [])
+
+
+def test_a_saturating_accumulator_names_what_the_data_did() -> None:
+    facts = replace(
+        CLEAN,
+        ops=(op("conv2", acc_bound=OVER),),
+        inputs=(InputFact("x", -1.0, 1.0, 0.0, "int16", 1 / 32768),),
+        qvsq=replace(records("QvsQ"), saturations=(CUT,)),
+    )
+    (finding,) = only(facts, "QAT022")
+    assert dict(finding.evidence) == {
+        "acc_bound": OVER,
+        "limit": OVER - 1,
+        "largest_seen": OVER + 5,
+        "saturated": 7,
+        "elements": 1000,
+    }
+    assert finding.edit == "qconfig:\n  inputs:\n    - match: x\n      activation: int8"
+
+
+def test_wide_weights_are_narrowed_first_and_a_format_kept_is_traced_to_its_maker() -> None:
+    wide = WeightFact(8, (), (0.01,) * 8, "int16")
+    (finding,) = only(replace(CLEAN, ops=(op("fc", "linear", acc_bound=OVER, weight=wide),)), "QAT014")
+    assert finding.edit == "qconfig:\n  overrides:\n    - match: fc\n      weight: int8"
+    chain = (
+        op("conv1", dtype="int16"),
+        op("flat", "reshape", dtype="int16", inputs=("conv1",), weight=None),
+        op("fc", "linear", acc_bound=OVER, inputs=("flat",)),
+    )
+    (finding,) = only(replace(CLEAN, ops=chain), "QAT014")
+    assert "match: conv1" in finding.edit
+
+
+def test_an_accumulator_of_int8_alone_has_no_parameter_to_turn() -> None:
+    ops = (op("conv1"), op("conv2", inputs=("conv1",), acc_bound=OVER))
+    (finding,) = only(replace(CLEAN, ops=ops), "QAT014")
+    assert "split the layer" in finding.edit
+
+
+def test_a_steep_table_keeps_the_records_that_stand_and_ends_at_a_sensible_size() -> None:
+    ops = (op("act", "table", weight=None, table=STEEP),)
+    tables = ({"match": "other", "division": [-1.0, 2.5]},)
+    (finding,) = only(replace(CLEAN, ops=ops, tables=tables), "QAT023")
+    assert finding.command == (
+        'dvc exp run --temp -S "convert.tables=[{match: act, division: curvature, segments: 64, entries: 2048}, '
+        '{match: other, division: [-1.0, 2.5]}]"'
+    )
+    large = replace(STEEP, entries=20_000)
+    (finding,) = only(replace(CLEAN, ops=(op("act", "table", weight=None, table=large),)), "QAT023")
+    assert "clamp it in the model" in finding.edit
+    gentle = replace(STEEP, worst_lsb=2.0)
+    assert not only(replace(CLEAN, ops=(op("act", "table", weight=None, table=gentle),)), "QAT023")
+
+
+def test_truth_values_and_positions_at_the_output_need_no_more_bits() -> None:
+    for kind, dtype in (("compare", "int8"), ("argmax", "int32"), ("float_op", "int8"), ("linear", "int32")):
+        ops = (op("end", kind, dtype=dtype, weight=None, is_output=True),)
+        assert not only(replace(CLEAN, ops=ops), "QAT024"), kind
+
+
+def test_the_format_of_a_reshaped_output_is_its_makers() -> None:
+    ops = (op("add", weight=None, kind="add"), op("flat", "reshape", inputs=("add",), weight=None, is_output=True))
+    (finding,) = only(replace(CLEAN, ops=ops), "QAT024")
+    assert finding.module == "add"
+    assert finding.evidence["output"] == "flat"
+
+
+def test_a_constant_beside_an_activation_is_no_unequal_input() -> None:
+    seen = (
+        record(0, "a", "conv", ("x",)),
+        record(1, "eps", "constant", (), spread=1e-5),
+        record(2, "sum", "add", ("a", "eps")),
+    )
+    assert not only(replace(CLEAN, fvsq=Capture("FvsQ", 1, 1, seen)), "QAT009")
+
+
+def test_constants_and_truth_values_may_be_zero_and_need_no_more_bits() -> None:
+    flat = replace(comparison(0.0), dot=0.0, ref_sq=0.0, other_sq=0.0)
+    bias = record(1, "bias", "constant", (), accumulated=flat)
+    mask = record(2, "mask", "compare", ("a",), qtype=BOOL, accumulated=flat, same_input=COARSER)
+    seen = Capture("FvsQ", 1, 1, (record(0, "a", "conv", ("x",)), bias, mask))
+    assert not only(replace(CLEAN, fvsq=seen), "QAT019")
+    assert not only(replace(CLEAN, fvsq=seen), "QAT008")

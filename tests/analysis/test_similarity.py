@@ -6,7 +6,7 @@ import csv
 import io
 
 import pytest
-from analysis_nets import Trio
+from tests.analysis.analysis_nets import Trio
 
 from qatlib.analysis.profiler import capture_pair, featuremap_similarity
 from qatlib.analysis.similarity import COLUMNS, MEASURES, similarity_table, worst

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from planted import CLEAN, scored
+from tests.analysis.planted import CLEAN, scored
 from rich.console import Console
 
 from qatlib.analysis.facts import STAGES, Facts

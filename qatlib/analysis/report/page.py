@@ -11,9 +11,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from qatlib.analysis.findings import Finding, severity_counts
 from qatlib.analysis.goals import GoalResult
+from qatlib.analysis.op_facts import OpFact
 from qatlib.analysis.records import STAGES_OF, Capture
 from qatlib.analysis.report.plots import depth_plot
-from qatlib.analysis.report.tables import Cell, op_cells, op_columns, perf_cells, perf_columns, show
+from qatlib.analysis.report.tables import (
+    Cell,
+    op_cells,
+    op_columns,
+    perf_cells,
+    perf_columns,
+    show,
+    table_cells,
+    table_columns,
+    tables_of,
+)
 from qatlib.analysis.report.waterfall import Waterfall, waterfall
 from qatlib.atomic import write_text
 
@@ -25,7 +36,8 @@ OPEN = 3
 class ReportData:
     """What the page shows; a part that is empty or None is left out.
 
-    ``summary`` is the content of summary.json, ``performance`` that of a compile estimate (``Performance.to_dict()``).
+    ``summary`` is the content of summary.json, ``performance`` that of a compile estimate (``Performance.to_dict()``),
+    ``ops`` the facts of the Program, whose tables are listed.
     """
 
     findings: Sequence[Finding] = ()
@@ -33,16 +45,21 @@ class ReportData:
     summary: Mapping[str, Any] | None = None
     goals: Sequence[GoalResult] = ()
     performance: Mapping[str, Any] | None = None
+    ops: Sequence[OpFact] = ()
     title: str = "Quantization report"
 
 
 @dataclass(frozen=True)
 class _OpTable:
+    """``inner`` says of each row whether it is an inner step of a composite, which is folded away at first."""
+
     anchor: str
+    link: str
     title: str
     note: str
     columns: Sequence[tuple[str, str]]
     rows: Sequence[Sequence[Cell]]
+    inner: Sequence[bool] = ()
     plot: str = ""
     unmeasured: Sequence[tuple[str, str, str]] = ()
 
@@ -58,6 +75,8 @@ def render(data: ReportData) -> str:
     )
     environment.filters["show"] = show
     tables = [_capture_table(capture) for capture in data.captures]
+    if tables_of(data.ops):
+        tables.append(_table_table(data.ops))
     if data.performance is not None:
         tables.append(_perf_table(data.performance))
     loss: Waterfall | None = waterfall(data.summary) if data.summary is not None else None
@@ -81,13 +100,33 @@ def _capture_table(capture: Capture) -> _OpTable:
     reference, other = STAGES_OF[capture.mode]
     return _OpTable(
         anchor=capture.mode,
+        link=capture.mode,
         title=f"{reference.capitalize()} against {other}, op by op",
         note=f"{capture.mode}, {capture.samples} samples, batches: {capture.batches}. For the accumulated error each "
         "model runs on its own values; the op error gives both the same input. 1 LSB is one step of the output scale.",
         columns=op_columns(),
         rows=[op_cells(record) for record in capture.records],
+        inner=inner_steps(capture),
         plot=depth_plot(capture),
         unmeasured=[(item.name, item.what, item.why) for item in capture.unmeasured],
+    )
+
+
+def inner_steps(capture: Capture) -> list[bool]:
+    """For every record whether it is a step of a composite before its last, by which the whole is judged."""
+    last = {record.composite: record.name for record in capture.records}
+    return [bool(record.composite) and last[record.composite] != record.name for record in capture.records]
+
+
+def _table_table(ops: Sequence[OpFact]) -> _OpTable:
+    return _OpTable(
+        anchor="tables",
+        link="Tables",
+        title="Tables of functions",
+        note="Errors against the function in float64, over all input codes that can occur, whether the data has them or"
+        " not. 1 LSB is one step of the output scale; an exact table shows at most 0.5, its rounding.",
+        columns=table_columns(),
+        rows=[table_cells(op) for op in tables_of(ops)],
     )
 
 
@@ -95,6 +134,7 @@ def _perf_table(performance: Mapping[str, Any]) -> _OpTable:
     total = sum(float(op["latency_us"]) for op in performance["ops"])
     return _OpTable(
         anchor="performance",
+        link="Performance",
         title="Latency and traffic, op by op",
         note=f"Target {performance['target']}: {total:.4g} µs for one inference, batch 1. An {performance['basis']}.",
         columns=perf_columns(),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from qatlib.analysis.op_facts import OpFact
 from qatlib.analysis.records import OpRecord
+from qatlib.atomic import write_text
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def op_columns() -> tuple[tuple[str, str], ...]:
 def op_cells(record: OpRecord) -> tuple[Cell, ...]:
     acc, same, seen = record.accumulated, record.same_input, record.reference
     share = same.differing_share if same else None
-    kind = record.module_type.rpartition(".")[2]
+    kind = record.type_name.rpartition(".")[2]
     return (
         Cell(str(record.index), record.index),
         Cell(record.title, record.title.lower(), record.name),
@@ -84,6 +89,59 @@ def op_cells(record: OpRecord) -> tuple[Cell, ...]:
         _number(same.max_lsb if same else None, 3),
         _number(None if share is None else 100.0 * share, 3, " %"),
     )
+
+
+def table_columns() -> tuple[tuple[str, str], ...]:
+    return (
+        ("Op", "Op of the Program that reads the table"),
+        ("Function", "What is tabulated"),
+        ("Input", "Format of the codes that are looked up"),
+        ("Division", "How the range is divided: exact (one entry per code), uniform, curvature or given"),
+        ("Segments", "Parts of one spacing each"),
+        ("Entries", "Numbers stored"),
+        ("Worst LSB", "Largest error over all input codes that can occur, in output steps; rounding alone is 0.5"),
+        ("Mean LSB", "Mean error over the same codes, in output steps"),
+    )
+
+
+def table_values(op: OpFact) -> tuple[str | int | float, ...]:
+    """The values behind :func:`table_columns`."""
+    seen = op.table
+    assert seen is not None
+    return (
+        op.where,
+        seen.function,
+        seen.input_dtype,
+        seen.division,
+        seen.segments,
+        seen.entries,
+        seen.worst_lsb,
+        seen.mean_lsb,
+    )
+
+
+def table_cells(op: OpFact) -> tuple[Cell, ...]:
+    values = table_values(op)
+    words = [Cell(str(value), str(value).lower(), op.module if i == 0 else "") for i, value in enumerate(values[:4])]
+    return (
+        *words,
+        *(_number(float(value), 3) if isinstance(value, float) else Cell(str(value), value) for value in values[4:]),
+    )
+
+
+def write_tables(ops: Sequence[OpFact], path: Path) -> None:
+    """Comma-separated text, one line per table, worst first."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(name for name, _ in table_columns())
+    for op in tables_of(ops):
+        writer.writerow(f"{v:.6g}" if isinstance(v, float) else v for v in table_values(op))
+    write_text(path, out.getvalue())
+
+
+def tables_of(ops: Sequence[OpFact]) -> list[OpFact]:
+    """The ops that have a table, largest worst error first."""
+    return sorted((op for op in ops if op.table), key=lambda op: -op.table.worst_lsb if op.table else 0.0)
 
 
 def perf_columns() -> tuple[tuple[str, str], ...]:

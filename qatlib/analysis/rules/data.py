@@ -5,6 +5,8 @@ from __future__ import annotations
 from qatlib.analysis.facts import Facts
 from qatlib.analysis.findings import Finding
 from qatlib.analysis.rules import rule
+from qatlib.graph.ir import CONSTANT
+from qatlib.qtype import BOOL, INT32
 
 
 @rule("QAT019", guide="G20")
@@ -13,7 +15,7 @@ def similarity_not_positive(facts: Facts) -> list[Finding]:
         return []
     for record in facts.fvsq.records:
         seen = record.accumulated
-        if seen is None or seen.cosine > 0.0:
+        if seen is None or seen.cosine > 0.0 or record.op == CONSTANT or record.qtype in (BOOL, INT32):
             continue
         fault = "is zero everywhere" if seen.ref_sq == 0.0 or seen.other_sq == 0.0 else "points away from the float one"
         return [

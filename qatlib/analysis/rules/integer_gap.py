@@ -18,7 +18,7 @@ def integer_below_fake_quant(facts: Facts) -> list[Finding]:
     if ratio is None or ratio >= 1.0 - LOSS:
         return []
     computed = [record for record in facts.qvsq.records if record.op != "quantize"] if facts.qvsq else []
-    module = next((record.module or record.name for record in worst(computed, 1)), "")
+    module = next((record.match for record in worst(computed, 1)), "")
     evidence = {base: facts.value(base) or 0.0, "integer": facts.value("integer") or 0.0, "ratio": ratio}
     return [
         Finding(

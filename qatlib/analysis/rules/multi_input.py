@@ -1,4 +1,4 @@
-"""cat and add: inputs of unequal range share one output scale, in which the small one drowns."""
+"""cat, add and their like: inputs of unequal range share one output scale, in which the small one drowns."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from qatlib.analysis.edits import override
 from qatlib.analysis.facts import Facts
 from qatlib.analysis.findings import Finding
 from qatlib.analysis.rules import rule
+from qatlib.graph.ir import CONSTANT
 from qatlib.qtype import limits
 
-KINDS = ("cat", "add")
+KINDS = ("cat", "add", "sub", "maximum", "minimum")
 MOST_RATIO = 8.0
 """Largest ratio of input ranges: beyond it the small input has fewer than 16 of 128 int8 steps."""
 
@@ -48,14 +49,16 @@ def _from_capture(facts: Facts) -> Iterator[_Ranges]:
     for record in facts.fvsq.records:
         if record.op in KINDS and record.qtype.dtype == "int8":
             sources = [facts.fvsq.find(name) for name in record.inputs]
-            ranges = [(s.name, s.reference.amax) for s in sources if s is not None and s.reference is not None]
-            yield record.module or record.name, record.title, record.op, ranges
+            computed = [s for s in sources if s is not None and s.op != CONSTANT]
+            ranges = [(s.name, s.reference.amax) for s in computed if s.reference is not None]
+            yield record.match, record.title, record.op, ranges
 
 
 def _from_program(facts: Facts) -> Iterator[_Ranges]:
     dtypes = {op.name: op.dtype for op in facts.ops}
+    constants = {op.name for op in facts.ops if op.kind == CONSTANT}
     for op in facts.ops:
         if op.kind in KINDS and op.dtype == "int8":
-            pairs = zip(op.inputs, op.input_scales, strict=True)
+            pairs = ((n, s) for n, s in zip(op.inputs, op.input_scales, strict=True) if n not in constants)
             ranges = [(n, s * limits(dtypes.get(n, "int8"))[1]) for n, s in pairs if s is not None]
             yield op.where, op.where, op.kind, ranges

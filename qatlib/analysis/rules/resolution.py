@@ -11,6 +11,7 @@ from qatlib.analysis.findings import Finding
 from qatlib.analysis.records import OpRecord
 from qatlib.analysis.rules import rule
 from qatlib.ops.base import BY_NAME
+from qatlib.qtype import BOOL
 
 LEAST_SQNR_DB = 25.0
 """Same-input SQNR of an int8 op below which it loses accuracy; a bell-shaped int8 tensor has about 40 dB."""
@@ -38,7 +39,10 @@ def op_needs_int16(facts: Facts) -> list[Finding]:
     causes = [
         record
         for record in coarse.values()
-        if record.qtype.dtype == "int8" and not coarse.keys() & set(record.inputs) and not _keeps_format(record)
+        if record.qtype.dtype == "int8"
+        and record.qtype != BOOL
+        and not coarse.keys() & set(record.inputs)
+        and not _keeps_format(record)
     ]
     return [_finding(record, facts) for record in sorted(causes, key=_sqnr_db)[:MOST]]
 
@@ -53,7 +57,7 @@ def _finding(record: OpRecord, facts: Facts) -> Finding:
     if record.op == "quantize":
         edit = input_format(record.inputs[0], facts.input_formats, activation="int16")
     else:
-        edit = override(record.module or record.name, facts.overrides, activation="int16")
+        edit = override(record.match, facts.overrides, activation="int16")
     return Finding(
         "QAT008",
         "warning",

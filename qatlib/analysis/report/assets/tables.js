@@ -20,14 +20,19 @@ document.querySelectorAll("table.ops").forEach(function (table) {
   });
 });
 document.querySelectorAll("input[data-table]").forEach(function (input) {
-  const rows = document.getElementById(input.dataset.table).tBodies[0].rows;
-  input.addEventListener("input", function () {
-    const words = input.value.toLowerCase().split(/\s+/);
+  const table = document.getElementById(input.dataset.table), rows = table.tBodies[0].rows;
+  const steps = document.querySelector(`input[data-steps="${table.id}"]`);
+  const show = function () {
+    const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
     for (const row of rows) {
       const text = row.textContent.toLowerCase();
-      row.hidden = !words.every((word) => text.includes(word));
+      const folded = row.classList.contains("step") && !words.length && !steps.checked;
+      row.hidden = folded || !words.every((word) => text.includes(word));
     }
-  });
+  };
+  input.addEventListener("input", show);
+  if (steps) steps.addEventListener("change", show);
+  show();
 });
 window.addEventListener("beforeprint", function () {
   document.querySelectorAll("details.finding").forEach((item) => { item.open = true; });
