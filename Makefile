@@ -1,5 +1,6 @@
-# make repro   set up, run the pipeline, show the result
-# make test    set up, run the tests
+# make repro      set up, run the pipeline, show the result
+# make test       set up, run the tests
+# make examples   run the pipeline of every example that has one
 
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -7,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Two OpenMP threads stall each other as soon as anything else runs on two cores.
 THREADS := OMP_NUM_THREADS=1
 
-.PHONY: repro test slow lint check bench clean
+.PHONY: repro test slow lint check bench examples clean
 
 repro: $(VENV)/.base
 	@dvc repro
@@ -29,6 +30,9 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	python -m bench.emulator
+
+examples: $(VENV)/.dev
+	$(THREADS) dvc repro $(sort $(wildcard examples/*/dvc.yaml))
 
 clean:
 	rm -rf $(VENV) .qatlib

@@ -1,0 +1,1 @@
+"""EfficientNet-Lite0 with its published ImageNet weights, on real photographs."""

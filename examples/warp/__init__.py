@@ -1,0 +1,1 @@
+"""Rotated, scaled and shifted Fashion-MNIST, straightened inside the network by a spatial transformer."""
