@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench.rivals import Int64Emulator, fbgemm, onnx_runtime
 from qatlib.conversion import to_program
 from qatlib.emulator import Emulator
 from qatlib.fake.calibrate import calibrate
@@ -37,7 +38,8 @@ def seconds(run: Callable[[], object]) -> float:
 @click.option("--batch", default=256, help="Samples per run.")
 @click.option("--threads", default=1, help="OpenMP threads of torch.")
 @click.option("--rounds", default=30, help="Interleaved runs of each side.")
-def main(factory: str, shape: str, batch: int, threads: int, rounds: int) -> None:
+@click.option("--rivals", is_flag=True, help="Also torch's fbgemm, ONNX Runtime's int8 and plain int64.")
+def main(factory: str, shape: str, batch: int, threads: int, rounds: int, rivals: bool) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     x = torch.randn(batch, *(int(size) for size in shape.split(",")))
@@ -45,7 +47,8 @@ def main(factory: str, shape: str, batch: int, threads: int, rounds: int) -> Non
     graph = fuse_fx(model, [x])
     fake = prepare_qat_fx(model, example_inputs=[x])
     calibrate(fake, [x])
-    emulator = Emulator(to_program(fake))
+    program = to_program(fake)
+    emulator = Emulator(program)
 
     last = channels_last(graph)
     sides: dict[str, Callable[[], object]] = {
@@ -53,6 +56,13 @@ def main(factory: str, shape: str, batch: int, threads: int, rounds: int) -> Non
         "float, channels last": torch.inference_mode()(lambda: evaluate_graph(last, [x])),
         "integer Program": lambda: emulator(x),
     }
+    if rivals:
+        sides["ONNX Runtime, int8 (not exact)"] = onnx_runtime(program, x, threads)
+        if (converted := fbgemm(model, x)) is not None:
+            sides["torch fbgemm, int8 (not exact)"] = converted
+        plain = Int64Emulator(program)
+        assert all(torch.equal(a, b) for a, b in zip(plain(x), emulator(x), strict=True))
+        sides["unfold and int64 matmul"] = lambda: plain(x)
     for run in sides.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in sides}

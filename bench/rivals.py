@@ -1,0 +1,95 @@
+"""What the emulator is timed against besides float: integers in int64, and int8 kernels that are fast and not exact."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qatlib.emulator import Emulator
+from qatlib.export import export_onnx
+from qatlib.program import Op, Program
+
+Run = Callable[[], Sequence[Tensor]]
+
+
+class Int64Emulator(Emulator):
+    """Products by unfolding and int64 matrix multiplication, requantized in int64: what one writes first."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program)
+        for op in program:
+            if op.kind in ("conv", "linear", "matmul") and "multiplier" in op.consts:
+                self._kernels[op.name] = self._plain(op)
+
+    def _plain(self, op: Op) -> Callable[..., Tensor]:
+        consts = {role: self.program.constant(op, role).long() for role in op.consts}
+        shape = (-1, *[1] * (len(self.program.values[op.output].shape) - 2)) if op.kind == "conv" else (-1,)
+
+        def run(x: Tensor, *more: Tensor) -> Tensor:
+            if op.kind == "conv":
+                acc = _conv(op, x.long(), consts["weight"]) + consts["bias"].view(shape)
+            elif op.kind == "linear":
+                acc = x.long() @ consts["weight"].T + consts["bias"]
+            else:
+                acc = x.long() @ more[0].long()
+            total = acc.clamp(-(2**31), 2**31 - 1) * consts["multiplier"].view(shape)
+            if "addend_multiplier" in consts:
+                total += more[0].long() * consts["addend_multiplier"].view(shape)
+            shift = consts["shift"].view(shape)
+            floor, half = total >> shift, torch.ones_like(shift) << (shift - 1)
+            rest = total - (floor << shift)
+            up = (rest > half) | ((rest == half) & (floor % 2 == 1))
+            return (floor + up).clamp(op.attrs["lo"], op.attrs["hi"]).float()
+
+        return run
+
+
+def _conv(op: Op, x: Tensor, weight: Tensor) -> Tensor:
+    """2-d convolution of int64 tensors by unfolding."""
+    (top, bottom), (left, right) = op.attrs["padding"]
+    x = F.pad(x, (left, right, top, bottom))
+    for axis, step in enumerate(op.attrs["stride"], start=2):
+        x = x.unfold(axis, weight.shape[axis], step)
+    batch, _, rows, columns = x.shape[:4]
+    groups = op.attrs["groups"]
+    patches = x.permute(0, 2, 3, 1, 4, 5).reshape(batch, rows * columns, groups, -1).transpose(1, 2)
+    out = patches @ weight.view(groups, len(weight) // groups, -1).transpose(1, 2)
+    return out.permute(0, 1, 3, 2).reshape(batch, len(weight), rows, columns)
+
+
+def onnx_runtime(program: Program, x: Tensor, threads: int) -> Run:
+    """The QDQ form in ONNX Runtime, all optimizations on."""
+    import onnxruntime
+
+    folder = Path(tempfile.mkdtemp(prefix="qatlib-bench-"))
+    export_onnx(program, folder / "net.onnx", flavour="qdq")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(folder / "net.onnx", options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: x.numpy()}
+    return lambda: [torch.from_numpy(np.asarray(out)) for out in session.run(None, feed)]
+
+
+def fbgemm(model: nn.Module, x: Tensor) -> Run | None:
+    """torch's own int8 form of a network that its FX quantization takes; None of one that it does not."""
+    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+    torch.backends.quantized.engine = "fbgemm"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            prepared = prepare_fx(model, get_default_qconfig_mapping("fbgemm"), (x,))
+            prepared(x)
+            converted = convert_fx(prepared)
+            converted(x)
+        except Exception:  # whatever its tracer or kernels refuse
+            return None
+    return torch.inference_mode()(lambda: [converted(x)])
