@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tests.analysis.analysis_nets import Trio, build_trio
 
 

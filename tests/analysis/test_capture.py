@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.analysis.analysis_nets import Trio
 from torch import Tensor, nn
 
 from qatlib.analysis.capture import capture
@@ -23,6 +22,7 @@ from qatlib.fake.model import set_fake_quantize
 from qatlib.fake.state import FakeQuantState
 from qatlib.graph.ir import Node
 from qatlib.qtype import FLOAT, QType
+from tests.analysis.analysis_nets import Trio
 from tests.models import calibrated, model
 
 NODES = (Node("a", "double", ("x",), module="m"), Node("b", "double", ("a",), module="m"))

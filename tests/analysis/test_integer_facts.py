@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.analysis.planted import CLEAN
 from ruamel.yaml import YAML
 from torch import Tensor, nn
 
@@ -30,6 +29,7 @@ from qatlib.fake.state import FakeQuantState
 from qatlib.pipeline.config import TableParams
 from qatlib.program import Op
 from qatlib.qtype import INT32 as QINT32
+from tests.analysis.planted import CLEAN
 from tests.kind_nets import IDS, NETS
 from tests.models import calibrated, model
 

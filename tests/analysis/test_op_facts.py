@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.analysis.analysis_nets import Net, Trio, quantized
 
 from qatlib.analysis.facts import Facts
 from qatlib.analysis.op_facts import OpFact, program_facts
 from qatlib.analysis.profiler import capture_pair
 from qatlib.analysis.rules import run_rules
 from qatlib.conversion import convert_fx
+from tests.analysis.analysis_nets import Net, Trio, quantized
 
 
 def by_name(facts: tuple[OpFact, ...]) -> dict[str, OpFact]:

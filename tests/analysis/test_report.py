@@ -10,8 +10,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tests.analysis.analysis_nets import Trio
-from tests.analysis.planted import CLEAN, records, scored
 
 from qatlib.analysis import model_profiler, publish
 from qatlib.analysis.findings import Finding
@@ -20,6 +18,8 @@ from qatlib.analysis.report.plots import depth_plot
 from qatlib.analysis.report.waterfall import waterfall
 from qatlib.analysis.summary import build_summary, goal_results
 from qatlib.compiler import compile_model
+from tests.analysis.analysis_nets import Trio
+from tests.analysis.planted import CLEAN, records, scored
 
 VOID = {"meta", "input", "br"}
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.analysis.planted import CLEAN, comparison, op, record, records, scored
 from ruamel.yaml import YAML
 
 from qatlib.analysis.facts import Facts, InputFact, input_facts
@@ -19,6 +18,7 @@ from qatlib.analysis.rules import all_rules, rule, run_rules
 from qatlib.fake.coverage import Coverage
 from qatlib.pipeline.config import Config
 from qatlib.qtype import BOOL, QType
+from tests.analysis.planted import CLEAN, comparison, op, record, records, scored
 
 ROOT = Path(__file__).parents[2]
 CODES = [each.code for each in all_rules()]

@@ -6,11 +6,11 @@ import csv
 import io
 
 import pytest
-from tests.analysis.analysis_nets import Trio
 
 from qatlib.analysis.profiler import capture_pair, featuremap_similarity
 from qatlib.analysis.similarity import COLUMNS, MEASURES, similarity_table, worst
 from qatlib.errors import ConfigError
+from tests.analysis.analysis_nets import Trio
 
 
 def test_columns_and_forward_order(trio: Trio) -> None:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.analysis.planted import CLEAN, scored
 from rich.console import Console
 
 from qatlib.analysis.facts import STAGES, Facts
@@ -18,6 +17,7 @@ from qatlib.analysis.summary import build_summary, goal_results, read_metrics
 from qatlib.analysis.views import summary_markdown, terminal_table
 from qatlib.errors import StageError
 from qatlib.pipeline.config import Goal
+from tests.analysis.planted import CLEAN, scored
 
 FINDING = Finding(
     "QAT008",

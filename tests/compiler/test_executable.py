@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.compiler.compiler_nets import Net, random_net, residual, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from qatlib.compiler import Executable, MemoryPlan, compile_model
 from qatlib.compiler.machine import POISON, Machine
 from qatlib.emulator import emulate
 from qatlib.errors import CompileError, ProgramError
+from tests.compiler.compiler_nets import Net, random_net, residual, tiny
 
 
 @settings(max_examples=40, deadline=None)

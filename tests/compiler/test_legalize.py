@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.compiler.compiler_nets import Net, residual, tiny
 
 from qatlib.compiler import check_model, compile_model
 from qatlib.errors import CompileError
+from tests.compiler.compiler_nets import Net, residual, tiny
 
 
 def codes(net: Net, output: str, changes: dict[str, object] | None = None) -> list[tuple[str, str]]:

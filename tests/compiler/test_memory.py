@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tests.compiler.compiler_nets import Net, random_net, residual, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,6 +9,7 @@ from qatlib.compiler.memory import Buffer, lifetimes, misfit, pack, plan_memory
 from qatlib.compiler.steps import Step, order_steps
 from qatlib.compiler.target import Target
 from qatlib.program import Program
+from tests.compiler.compiler_nets import Net, random_net, residual, tiny
 
 
 def plan(program: Program, target: Target):  # type: ignore[no-untyped-def]

@@ -6,9 +6,9 @@ import json
 import math
 
 import pytest
-from tests.compiler.compiler_nets import Net, residual, tiny
 
 from qatlib.compiler import OpEstimate, compile_model, perf_model
+from tests.compiler.compiler_nets import Net, residual, tiny
 
 
 def only_row(net: Net, output: str, changes: dict[str, object] | None = None) -> OpEstimate:

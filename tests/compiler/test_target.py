@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.compiler.compiler_nets import tiny, tiny_document
 from ruamel.yaml import YAML
 
 from qatlib.compiler import load_target, shipped_targets
 from qatlib.compiler.yaml_file import MAX_BYTES
 from qatlib.errors import CompileError
+from tests.compiler.compiler_nets import tiny, tiny_document
 
 
 def dump(document: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -132,23 +133,28 @@ def test_flavour_and_opset_are_checked(bundled: Program, tmp_path: Path) -> None
         export_onnx(bundled, tmp_path / "net.onnx", "qdq", opset=20)
 
 
-class Formless(Operator):
-    """An operator that the Program can run and ONNX cannot."""
+@pytest.fixture
+def formless() -> Iterator[str]:
+    """Name of an operator that the Program can run and ONNX cannot; in the registry for one test alone."""
 
-    name = "formless_for_this_test"
-    forward = BY_NAME["clamp"].forward
-    kernel = BY_KIND["clamp"].kernel
+    class Formless(Operator):
+        name = "formless_for_this_test"
+        forward = BY_NAME["clamp"].forward
+        kernel = BY_KIND["clamp"].kernel
+
+    yield Formless.name
+    del BY_NAME[Formless.name], BY_KIND[Formless.name]
 
 
-def test_a_kind_without_onnx_form_is_named(tmp_path: Path) -> None:
+def test_a_kind_without_onnx_form_is_named(formless: str) -> None:
     qtype = QType("int8", 0.5)
     values = {name: Value(name, (-1, 4), qtype) for name in ("x", "y")}
-    op = Op(Formless.name, "y", ("x",), {"lo": 0, "hi": 5})
+    op = Op(formless, "y", ("x",), {"lo": 0, "hi": 5})
     net = Program(("x",), ("y",), (op,), values, {})
     for flavour in ("integer", "qdq"):
         with pytest.raises(ProgramError, match=r"QAT220 y: .*formless_for_this_test"):
             to_onnx(net, flavour)  # type: ignore[arg-type]
-    island = Op("float_op", "y", ("x",), {"operator": Formless.name, "attrs": {"clamp": [0, None]}})
+    island = Op("float_op", "y", ("x",), {"operator": formless, "attrs": {"clamp": [0, None]}})
     net = Program(("x",), ("y",), (island,), {**values, "y": Value("y", (-1, 4), FLOAT)}, {})
     with pytest.raises(ProgramError, match="QAT220 y: operator 'formless_for_this_test' has no float ONNX form"):
         to_onnx(net)
