@@ -22,12 +22,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.utils._pytree import tree_unflatten, treespec_loads
 
-from qatlib.atomic import atomic_folder
+from qatlib.atomic import Contents, atomic_folder
 from qatlib.errors import ProgramError
 from qatlib.qtype import DType, QType
 
 SCHEMA = 2
 """Version of the file format; a Program of another version is refused."""
+_CONTENTS = Contents(("program.json",), ("constants.safetensors", "golden"))
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,12 @@ class Program:
     # -- files ---------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
-        """Write ``program.json`` and ``constants.safetensors`` into ``folder``, which appears whole or not at all."""
+        """Write ``program.json`` and ``constants.safetensors`` into ``folder``, which appears whole or not at all.
+
+        A Program that is there is replaced, and golden vectors in it are removed. Raises OutputError: QAT225 for a
+        folder that holds anything else, QAT226 for one that cannot be written; ProgramError (QAT174) for a broken
+        Program.
+        """
         verify(self)
         blob = save({key: tensor.contiguous().cpu() for key, tensor in sorted(self.constants.items())})
         document = {
@@ -153,7 +159,7 @@ class Program:
                 for op in self.ops
             ],
         }
-        with atomic_folder(folder) as target:
+        with atomic_folder(folder, _CONTENTS) as target:
             (target / "program.json").write_text(json.dumps(document, indent=1) + "\n")
             (target / "constants.safetensors").write_bytes(blob)
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from qatlib.atomic import atomic_folder, write_json
+from qatlib.atomic import Contents, atomic_folder, write_json
 from qatlib.compiler.legalize import check_model
 from qatlib.compiler.machine import TORCH_DTYPE, Machine
 from qatlib.compiler.memory import MemoryPlan, constants, misfit, plan_memory
@@ -27,6 +27,8 @@ from qatlib.program import Program, Value
 from qatlib.qtype import BOOL, INT32
 
 SCHEMA: Literal[1] = 1
+CONTENTS = Contents(("executable.json", "refused.json"), ("program", "performance.json"))
+"""``refused.json`` is what the pipeline writes in the place of an Executable that the target refuses."""
 _ARENA_BYTES = 1 << 25
 """Memory of the simulated arenas; larger batches run in parts."""
 
@@ -102,14 +104,17 @@ class Executable:
     # -- files -----------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
-        """Write ``program/``, ``executable.json`` and, for readers, ``performance.json``; all of it or nothing."""
+        """Write ``program/``, ``executable.json`` and, for readers, ``performance.json``; all of it or nothing.
+
+        Raises OutputError as :meth:`Program.save` does; an Executable that is there is replaced.
+        """
         document = _Document(
             schema_version=SCHEMA,
             target=self.target,
             steps=[_StepRecord(op=step.op.name, unit=step.unit) for step in self.steps],
             memory=self.memory,
         )
-        with atomic_folder(folder) as inside:
+        with atomic_folder(folder, CONTENTS) as inside:
             self.program.save(inside / "program")
             write_json(inside / "executable.json", document.model_dump(mode="json"))
             write_json(inside / "performance.json", self.performance.to_dict())
