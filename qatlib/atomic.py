@@ -8,8 +8,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from qatlib.errors import OutputError
 
 
 def _fresh_name(path: Path) -> Path:
@@ -29,24 +32,70 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What lies in a folder of one kind: one of the files ``marks`` at least, and nothing that is not named here."""
+
+    marks: tuple[str, ...]
+    others: tuple[str, ...] = ()
+
+
 @contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``path``; put it in the place of ``path`` if the block ends well."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    temporary.chmod(0o755)
+def atomic_folder(path: str | Path, contents: Contents) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``; put it in the place of ``path`` if the block ends well.
+
+    Replaced is only a folder that is empty or of the same kind, ``contents``; of a link, what it points to. Raises
+    OutputError: QAT225 where anything else is in the way, QAT226 where the operating system refuses.
+    """
     try:
-        yield temporary
-        if path.exists():
-            old = temporary.with_suffix(".old")
-            path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        target = Path(os.path.realpath(path))
+        if seen := _in_the_way(target, contents):
+            raise OutputError("QAT225", str(path), f"{seen} and is not replaced", "Name another folder, or empty it")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        try:
+            temporary.chmod(0o755)
+            yield temporary
+            _replace(target, temporary)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OutputError:
+        raise
+    except OSError as error:
+        at = "" if error.filename is None else f", {error.filename}"
+        seen = f"cannot be written ({error.strerror or error}{at})"
+        raise OutputError("QAT226", str(path), seen, "Name a folder that can be written") from None
+
+
+def _in_the_way(folder: Path, contents: Contents) -> str | None:
+    """What keeps ``folder`` from being replaced; None if nothing does."""
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        return "is a file"
+    if Path.cwd().is_relative_to(folder):
+        return "is the working directory, or holds it,"
+    names = sorted(entry.name for entry in folder.iterdir())
+    foreign = [name for name in names if name not in contents.marks + contents.others]
+    if foreign:
+        return f"holds {foreign[0]!r}, which is not of what is written here,"
+    if names and not set(names) & set(contents.marks):
+        return f"holds {names[0]!r} and no {contents.marks[0]}"
+    return None
+
+
+def _replace(folder: Path, new: Path) -> None:
+    if not folder.exists():
+        new.rename(folder)
+        return
+    old = new.with_suffix(".old")
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

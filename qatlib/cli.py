@@ -93,15 +93,18 @@ def compare_dump_command(dump: Path, golden_folder: Path, map_file: Path | None,
 @click.argument("path", type=click.Path())
 @click.option("--flavour", type=click.Choice(["integer", "qdq"]), default="integer", show_default=True)
 @click.option("--opset", type=int, help="ONNX operator set; the default is stated in the output.")
-def export(program_dir: str, path: str, flavour: Any, opset: int | None) -> None:
-    """Write the Program in PROGRAM_DIR to PATH as ONNX, and run it beside the emulator on random inputs.
+@click.option("--inputs", "files", multiple=True, type=click.Path(path_type=Path),
+              help=".npy of one input to compare on, batch first; once per input, in their order.")  # fmt: skip
+def export(program_dir: str, path: str, flavour: Any, opset: int | None, files: tuple[Path, ...]) -> None:
+    """Write the Program in PROGRAM_DIR to PATH as ONNX, and run it beside the emulator on random inputs, or on yours.
 
     Exits with 1 if the integer flavour differs from the emulator anywhere but behind a float island.
     """
     with _one_line_errors():
         from qatlib.export.trial import try_document
+        from qatlib.golden.vectors import read_inputs
 
-        lines, good = try_document(program_dir, path, flavour, opset)
+        lines, good = try_document(program_dir, path, flavour, opset, read_inputs(files))
         for line in lines:
             click.echo(line)
     sys.exit(0 if good else 1)

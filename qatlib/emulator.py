@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from qatlib import ops as _ops  # noqa: F401 registers the operators
-from qatlib.errors import ProgramError
+from qatlib.errors import ProgramError, QatError
 from qatlib.integer import exact_kernels
 from qatlib.ops.base import BY_KIND, Kernel, Range
 from qatlib.ops.boundary import quantize
 from qatlib.program import Op, Program
+from qatlib.qtype import BOOL
 
 Visit = Callable[[Op, tuple[Tensor, ...], Tensor], None]
 _INTEGER = {"int8": torch.int8, "int16": torch.int16, "int32": torch.int32, "float32": torch.float32}
@@ -26,7 +27,8 @@ _INTEGER = {"int8": torch.int8, "int16": torch.int16, "int32": torch.int32, "flo
 class Emulator:
     """A Program made ready to run on ``device``: constants converted and an exact route chosen for every op, once.
 
-    Raises ProgramError for an op kind that has no kernel.
+    Raises ProgramError: QAT182 for an op kind that has no kernel, QAT174 for an op without the inputs, attributes or
+    constants that its kernel needs, QAT176 for sums beyond 2^53.
     """
 
     def __init__(self, program: Program, device: str | torch.device = "cpu") -> None:
@@ -36,23 +38,33 @@ class Emulator:
         self._kernels: dict[str, Kernel] = {}
         for name in program.inputs:
             self._ranges[name] = self._full_range(name)
-        for op in program.ops:
-            operator = BY_KIND.get(op.kind)
-            if operator is None:
-                raise ProgramError(
-                    "QAT182", op.name, f"op kind {op.kind!r} is unknown", "Load it with the version that wrote it"
-                )
-            ranges = [self._ranges[name] for name in op.inputs]
-            self._kernels[op.name] = operator.kernel(op, self.program, ranges)
-            value = program.values[op.output]
-            self._ranges[op.output] = (
-                self._full_range(value.name) if value.qtype.is_float else operator.out_range(op, value, ranges)
-            )
+        for op in self.program.ops:
+            self._prepare(op)
         last_use = {name: i for i, op in enumerate(program.ops) for name in op.inputs}
         kept = set(program.outputs)
         self._dying = [
             {name for name in op.inputs if last_use[name] == i and name not in kept} for i, op in enumerate(program.ops)
         ]
+
+    def _prepare(self, op: Op) -> None:
+        operator, value = BY_KIND.get(op.kind), self.program.values[op.output]
+        if operator is None:
+            raise ProgramError(
+                "QAT182", op.name, f"op kind {op.kind!r} is unknown", "Load it with the version that wrote it"
+            )
+        ranges = [self._ranges[name] for name in op.inputs]
+        try:
+            self._kernels[op.name] = operator.kernel(op, self.program, ranges)
+            self._ranges[op.name] = (
+                self._full_range(op.output) if value.qtype.is_float else operator.out_range(op, value, ranges)
+            )
+        except (QatError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a kernel meets in an op that lacks what it needs
+            first = next(iter(str(error).splitlines()), "")
+            seen = f"is no {op.kind} that can be computed ({type(error).__name__}: {first})"
+            fix = "The Program was built or edited wrongly; convert it again"
+            raise ProgramError("QAT174", op.name, seen, fix) from error
 
     def _full_range(self, name: str) -> Range:
         qtype = self.program.values[name].qtype
@@ -85,14 +97,26 @@ class Emulator:
         with exact_kernels():
             return self._kernels[op.name](*inputs)
 
-    def _run(self, inputs: Sequence[Tensor], visit: Visit | None, free: bool) -> dict[str, Tensor]:
+    def accept(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """The inputs of a run as carriers on the device, by name.
+
+        Raises ProgramError (QAT180) unless there is one tensor per input, of its shape, with real numbers for float32
+        and integers within the format for the rest (0 and 1 for truth values), and all of one batch size.
+        """
         names = self.program.inputs
         if len(inputs) != len(names):
-            raise ProgramError(
-                "QAT180", "inputs", f"got {len(inputs)} tensors for {len(names)} inputs {list(names)}", "Pass one each"
-            )
+            seen = f"got {len(inputs)} tensors for {len(names)} inputs {list(names)}"
+            raise ProgramError("QAT180", "inputs", seen, "Pass one each")
+        carriers = {name: self._accept(name, x) for name, x in zip(names, inputs, strict=True)}
+        batches = batch_sizes(self.program, inputs)
+        if len(batches) > 1:
+            seen = " and ".join(f"{batch} in {name!r}" for batch, name in sorted(batches.items()))
+            raise ProgramError("QAT180", "inputs", f"have different batch sizes, {seen}", "Give all the same")
+        return carriers
+
+    def _run(self, inputs: Sequence[Tensor], visit: Visit | None, free: bool) -> dict[str, Tensor]:
         with exact_kernels():
-            values = {name: self._accept(name, x) for name, x in zip(names, inputs, strict=True)}
+            values = self.accept(*inputs)
             for op, dying in zip(self.program.ops, self._dying, strict=True):
                 arguments = tuple(values[name] for name in op.inputs)
                 values[op.output] = self._kernels[op.name](*arguments)
@@ -105,13 +129,23 @@ class Emulator:
 
     def _accept(self, name: str, x: Tensor) -> Tensor:
         value = self.program.values[name]
+        if not isinstance(x, Tensor):
+            raise ProgramError("QAT180", name, f"is a {type(x).__name__}", "Pass a torch.Tensor")
         if not value.fits(x.shape):
             raise ProgramError(
                 "QAT180", name, f"has shape {list(x.shape)}, expected {list(value.shape)}", "-1 stands for the batch"
             )
-        if x.is_floating_point() != value.qtype.is_float:
+        if x.is_complex() or x.is_floating_point() != value.qtype.is_float:
             raise ProgramError("QAT180", name, f"has dtype {x.dtype}, expected {value.qtype.dtype}", "Convert it first")
-        return self.widen(name, x.to(self.device))
+        carrier = self.widen(name, x.detach().to(self.device))
+        if not value.qtype.is_float:
+            lo, hi = (0, 1) if value.qtype == BOOL else value.qtype.limits
+            outside = (carrier < lo) | (carrier > hi)
+            if bool(outside.any()):
+                at, count = outside.nonzero()[0].tolist(), int(outside.sum())
+                seen = f"holds {int(x[tuple(at)])} at {at}, and {count} of {x.numel()} elements lie outside"
+                raise ProgramError("QAT180", name, f"{seen} [{lo}, {hi}]", f"Give integers from {lo} to {hi}")
+        return carrier
 
     # -- formats -------------------------------------------------------------------------------------------------
 
@@ -120,8 +154,8 @@ class Emulator:
         return x.to(torch.float64 if self.program.values[name].qtype.dtype == "int32" else torch.float32)
 
     def narrow(self, name: str, carrier: Tensor) -> Tensor:
-        """A carrier of value ``name`` as integers of its dtype."""
-        return carrier.to(_INTEGER[self.program.values[name].qtype.dtype])
+        """A carrier of value ``name`` as integers of its dtype, or float32: a copy that is the caller's own."""
+        return carrier.to(_INTEGER[self.program.values[name].qtype.dtype], copy=True)
 
     def real(self, name: str, carrier: Tensor) -> Tensor:
         """Real numbers of a carrier of value ``name``, float32.
@@ -159,11 +193,24 @@ def emulate(
 ) -> tuple[Tensor, ...] | tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Outputs of ``program`` for a batch, and with ``trace`` also every named tensor's integers.
 
-    Runs where the first input is. To run many batches, keep an :class:`Emulator`.
+    Runs where the first input is. To run many batches, keep an :class:`Emulator`. Raises ProgramError as
+    :class:`Emulator` and :meth:`Emulator.accept` do, QAT181 for NaN where integers are made, QAT207 for an index
+    outside of what it reads.
     """
-    tensors = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    emulator = Emulator(program, tensors[0].device)
+    tensors = tuple(inputs) if isinstance(inputs, Sequence) else (inputs,)
+    device = next((x.device for x in tensors if isinstance(x, Tensor)), torch.device("cpu"))
+    emulator = Emulator(program, device)
     if not trace:
         return emulator(*tensors)
     values = emulator.trace(*tensors)
     return tuple(values[name] for name in program.outputs), values
+
+
+def batch_sizes(program: Program, inputs: Sequence[Tensor]) -> dict[int, str]:
+    """Batch sizes that ``inputs`` have, each with the last input that has it; none if no input has a batch axis."""
+    return {
+        size // -want: name
+        for name, x in zip(program.inputs, inputs, strict=True)
+        for want, size in zip(program.values[name].shape, x.shape, strict=True)
+        if want < 0
+    }

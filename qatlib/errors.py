@@ -67,3 +67,7 @@ class CompileError(QatError, ValueError):
 
 class StageError(QatError, RuntimeError):
     """A pipeline stage could not run (QAT19x)."""
+
+
+class OutputError(QatError, OSError):
+    """A folder cannot be written, or holds something else that would be lost (QAT225, QAT226)."""

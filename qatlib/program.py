@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,16 +17,18 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 from torch.utils._pytree import tree_unflatten, treespec_loads
 
-from qatlib.atomic import atomic_folder
+from qatlib.atomic import Contents, atomic_folder
 from qatlib.errors import ProgramError
 from qatlib.qtype import DType, QType
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the file format; a Program of another version is refused."""
+_CONTENTS = Contents(("program.json",), ("constants.safetensors", "golden"))
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,12 @@ class Program:
     # -- files ---------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
-        """Write ``program.json`` and ``constants.safetensors`` into ``folder``, which appears whole or not at all."""
+        """Write ``program.json`` and ``constants.safetensors`` into ``folder``, which appears whole or not at all.
+
+        A Program that is there is replaced, and golden vectors in it are removed. Raises OutputError: QAT225 for a
+        folder that holds anything else, QAT226 for one that cannot be written; ProgramError (QAT174) for a broken
+        Program.
+        """
         verify(self)
         blob = save({key: tensor.contiguous().cpu() for key, tensor in sorted(self.constants.items())})
         document = {
@@ -140,56 +146,31 @@ class Program:
                 {"name": v.name, "shape": v.shape, "dtype": v.qtype.dtype, "scale": v.qtype.scale}
                 for v in self.values.values()
             ],
-            "ops": [
-                {
-                    "kind": op.kind,
-                    "output": op.output,
-                    "inputs": op.inputs,
-                    "attrs": dict(op.attrs),
-                    "consts": dict(op.consts),
-                    "module": op.module,
-                    "origin": op.origin,
-                }
-                for op in self.ops
-            ],
+            "ops": [vars(op) | {"attrs": dict(op.attrs), "consts": dict(op.consts)} for op in self.ops],
         }
-        with atomic_folder(folder) as target:
-            (target / "program.json").write_text(json.dumps(document, indent=1) + "\n")
+        text = json.dumps(document | {"sha256": _seal(document)}, indent=1)
+        with atomic_folder(folder, _CONTENTS) as target:
+            (target / "program.json").write_text(text + "\n", encoding="utf-8")
             (target / "constants.safetensors").write_bytes(blob)
 
     @staticmethod
     def load(folder: str | Path) -> Program:
-        """Read what :meth:`save` wrote; raise ProgramError for a missing, edited, truncated or foreign file."""
+        """Read what :meth:`save` wrote.
+
+        Raises ProgramError: QAT172 for a file that is missing, edited, truncated or foreign, QAT173 for another schema,
+        QAT174 for a document that :func:`verify` refuses.
+        """
         folder = Path(folder)
-        again = "Run the convert stage again"
-        try:
-            text = (folder / "program.json").read_text()
-            blob = (folder / "constants.safetensors").read_bytes()
-        except OSError as error:
-            missing = os.fspath(error.filename or folder)
-            raise ProgramError("QAT172", missing, f"cannot be read ({error.strerror})", again) from None
-        try:
-            raw = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ProgramError("QAT172", str(folder / "program.json"), f"is not JSON ({error})", again) from None
-        schema = raw.get("schema") if isinstance(raw, dict) else None
-        if schema != SCHEMA:
-            raise ProgramError(
-                "QAT173", str(folder), f"has schema {schema!r}; this version reads {SCHEMA}", "Convert the model again"
-            )
-        try:
-            document = _Document.model_validate(raw)
-        except ValidationError as error:
-            first = error.errors()[0]
-            at = ".".join(str(part) for part in first["loc"])
-            raise ProgramError("QAT172", f"{folder / 'program.json'} {at}", first["msg"], again) from None
+        document = _document(folder / "program.json")
+        path = folder / "constants.safetensors"
+        blob = _content(path)
         if hashlib.sha256(blob).hexdigest() != document.constants_sha256:
-            raise ProgramError(
-                "QAT172",
-                str(folder / "constants.safetensors"),
-                "does not have the checksum that program.json names: truncated, edited or of another Program",
-                again,
-            )
+            seen = "does not have the checksum that program.json names: truncated, edited or of another Program"
+            raise _unreadable(path, seen)
+        try:
+            constants = load(blob)
+        except SafetensorError as error:
+            raise _unreadable(path, f"is not a safetensors file ({error})") from None
         program = Program(
             inputs=tuple(document.inputs),
             outputs=tuple(document.outputs),
@@ -197,11 +178,13 @@ class Program:
                 Op(o.kind, o.output, tuple(o.inputs), o.attrs, o.consts, o.module, o.origin) for o in document.ops
             ),
             values={v.name: v.value() for v in document.values},
-            constants=load(blob),
+            constants=constants,
             meta=document.meta,
         )
-        verify(program)
-        return program
+        return verify(program)
+
+
+# -- the document ------------------------------------------------------------------------------------------------------
 
 
 class _Strict(BaseModel):
@@ -230,12 +213,54 @@ class _OpRecord(_Strict):
 
 class _Document(_Strict):
     version: int = Field(alias="schema")
+    sha256: str
     constants_sha256: str
     meta: dict[str, Any]
     inputs: list[str]
     outputs: list[str]
     values: list[_ValueRecord]
     ops: list[_OpRecord]
+
+
+def _document(path: Path) -> _Document:
+    """``program.json`` at ``path``, if it is as it was written."""
+    try:
+        raw = json.loads(_content(path))
+        seal = _seal(raw) if isinstance(raw, dict) else None
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number too long, lists too deep
+        raise _unreadable(path, f"is not JSON ({error})") from None
+    schema = None if seal is None else raw.get("schema")
+    if schema != SCHEMA:
+        seen = f"has schema {schema!r}; this version reads {SCHEMA}"
+        raise ProgramError("QAT173", str(path), seen, "Convert the model again")
+    if raw.get("sha256") != seal:
+        raise _unreadable(path, "does not have the checksum that it names: it was edited")
+    try:
+        return _Document.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(str(part) for part in first["loc"])
+        raise _unreadable(path, f"{at}: {first['msg']}") from None
+
+
+def _seal(document: Mapping[str, Any]) -> str:
+    """Hash of the document without its own field ``sha256``, in JSON with sorted keys."""
+    bare = {key: value for key, value in document.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, f"cannot be read ({error.strerror})") from None
+
+
+def _unreadable(path: Path, seen: str) -> ProgramError:
+    return ProgramError("QAT172", str(path), seen, "Run the convert stage again")
+
+
+# -- the check ---------------------------------------------------------------------------------------------------------
 
 
 def verify(program: Program) -> Program:
@@ -259,7 +284,8 @@ def verify(program: Program) -> Program:
         for role, key in op.consts.items():
             if key not in program.constants:
                 raise broken(op.name, f"constant {role!r} ({key!r}) is missing")
-            if not torch.isfinite(program.constants[key].double()).all():
+            constant = program.constants[key]
+            if constant.is_floating_point() and not bool(constant.isfinite().all()):
                 raise broken(op.name, f"constant {role!r} is not finite")
         written.add(op.output)
     for name in program.outputs:

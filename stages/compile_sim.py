@@ -18,6 +18,7 @@ def main(config: Config) -> None:
 
     from qatlib.atomic import atomic_folder, write_json
     from qatlib.compiler import check_model, compile_model, load_target
+    from qatlib.compiler.executable import CONTENTS
     from qatlib.pipeline.metrics import write_metrics
     from qatlib.pipeline.project import Project
     from qatlib.pipeline.scoring import check_compiled
@@ -28,7 +29,7 @@ def main(config: Config) -> None:
     refusals = [asdict(violation) for violation in check_model(program, target)]
     write_json(f"{REPORTS}/refusals.json", {"target": target.name, "refusals": refusals})
     if refusals:
-        with atomic_folder("artifacts/executable") as folder:
+        with atomic_folder("artifacts/executable", CONTENTS) as folder:
             write_json(folder / "refused.json", refusals)
         write_json(f"{REPORTS}/performance.json", {})
         write_metrics(f"{REPORTS}/metrics.json", "compiled", {"refused_ops": len(refusals)})

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -14,9 +16,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from qatlib.atomic import atomic_folder, write_json
+from qatlib.atomic import Contents, atomic_folder, write_json
 from qatlib.compiler.legalize import check_model
-from qatlib.compiler.machine import TORCH_DTYPE, Machine
+from qatlib.compiler.machine import Machine
 from qatlib.compiler.memory import MemoryPlan, constants, misfit, plan_memory
 from qatlib.compiler.perf import Performance, estimate
 from qatlib.compiler.steps import Step, Unit, order_steps
@@ -24,9 +26,10 @@ from qatlib.compiler.target import Target, load_target
 from qatlib.emulator import Emulator
 from qatlib.errors import CompileError, ProgramError
 from qatlib.program import Program, Value
-from qatlib.qtype import BOOL, INT32
 
 SCHEMA: Literal[1] = 1
+CONTENTS = Contents(("executable.json", "refused.json"), ("program", "performance.json"))
+"""``refused.json`` is what the pipeline writes in the place of an Executable that the target refuses."""
 _ARENA_BYTES = 1 << 25
 """Memory of the simulated arenas; larger batches run in parts."""
 
@@ -48,20 +51,27 @@ class Executable:
         CompileError (QAT189) where the plan lets an op read bytes that are not its input's.
         """
         program = self.program
-        batch = self._batch(inputs)
-        emulator = Emulator(program)
+        carriers = self._emulator.accept(*inputs)
+        batch = max((_batch(program.values[name], x) for name, x in carriers.items()), default=0)
+        if batch == 0:
+            raise ProgramError("QAT180", "inputs", "hold no sample", "Give at least one")
         planned = self.memory.sram.peak_bytes + self.memory.dram.peak_bytes
         boundary = [program.values[name] for name in (*program.inputs, *program.outputs)]
         whole = any(_batch_axis(value)[1] > 1 for value in boundary)  # there samples need not lie one after the other
         step = batch if whole else max(1, _ARENA_BYTES // max(1, planned))
-        parts = [self._part(emulator, inputs, start, min(step, batch - start)) for start in range(0, batch, step)]
+        parts = [self._part(carriers, start, min(step, batch - start)) for start in range(0, batch, step)]
         return tuple(
             torch.cat([part[k] for part in parts], _batch_axis(program.values[name])[0])
             for k, name in enumerate(program.outputs)
         )
 
-    def _part(self, emulator: Emulator, inputs: tuple[Tensor, ...], start: int, count: int) -> tuple[Tensor, ...]:
-        program, machine = self.program, Machine(self.program, self.memory, count)
+    @cached_property
+    def _emulator(self) -> Emulator:
+        """What computes the ops of every run."""
+        return Emulator(self.program)
+
+    def _part(self, carriers: Mapping[str, Tensor], start: int, count: int) -> tuple[Tensor, ...]:
+        program, emulator, machine = self.program, self._emulator, Machine(self.program, self.memory, count)
         elsewhere: dict[str, Tensor] = {}  # with the host, or among the weights
 
         def put(name: str, carrier: Tensor) -> None:
@@ -75,41 +85,27 @@ class Executable:
 
         fixed = constants(program)
 
-        for name, x in zip(program.inputs, inputs, strict=True):
+        for name, carrier in carriers.items():
             axis, times = _batch_axis(program.values[name])
-            put(name, emulator.widen(name, x.cpu().narrow(axis, start * times, count * times)))
+            put(name, carrier.narrow(axis, start * times, count * times))
         for step in self.steps:
             put(step.op.output, emulator.compute(step.op, *(get(name) for name in step.op.inputs)))
         return tuple(emulator.narrow(name, get(name)) for name in program.outputs)
 
-    def _batch(self, inputs: tuple[Tensor, ...]) -> int:
-        names = self.program.inputs
-        if len(inputs) != len(names):
-            seen = f"got {len(inputs)} tensors for {len(names)} inputs {list(names)}"
-            raise ProgramError("QAT180", "inputs", seen, "Pass one each")
-        sizes = set()
-        for name, x in zip(names, inputs, strict=True):
-            value = self.program.values[name]
-            if not (value.fits(x.shape) and _accepts(value, x)):
-                seen = f"is {x.dtype} {list(x.shape)}, expected {value.qtype.dtype} {list(value.shape)}"
-                raise ProgramError("QAT180", name, seen, "-1 stands for the batch")
-            axis, times = _batch_axis(value)
-            sizes.add(x.shape[axis] // times)
-        if len(sizes) != 1 or 0 in sizes:
-            raise ProgramError("QAT180", "inputs", f"have batch sizes {sorted(sizes)}", "Give all the same, at least 1")
-        return int(sizes.pop())
-
     # -- files -----------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
-        """Write ``program/``, ``executable.json`` and, for readers, ``performance.json``; all of it or nothing."""
+        """Write ``program/``, ``executable.json`` and, for readers, ``performance.json``; all of it or nothing.
+
+        Raises OutputError as :meth:`Program.save` does; an Executable that is there is replaced.
+        """
         document = _Document(
             schema_version=SCHEMA,
             target=self.target,
             steps=[_StepRecord(op=step.op.name, unit=step.unit) for step in self.steps],
             memory=self.memory,
         )
-        with atomic_folder(folder) as inside:
+        with atomic_folder(folder, CONTENTS) as inside:
             self.program.save(inside / "program")
             write_json(inside / "executable.json", document.model_dump(mode="json"))
             write_json(inside / "performance.json", self.performance.to_dict())
@@ -179,17 +175,9 @@ def _assemble(program: Program, target: Target, steps: tuple[Step, ...], memory:
     return Executable(program, target, steps, memory, estimate(program, steps, memory, target))
 
 
-def _accepts(value: Value, x: Tensor) -> bool:
-    """Whether ``x`` has the value's dtype, or one that holds the same: torch.bool, integers that fit int32."""
-    qtype = value.qtype
-    if qtype.is_float:
-        return x.is_floating_point()
-    if qtype == BOOL and x.dtype == torch.bool:
-        return True
-    if qtype == INT32 and x.dtype == torch.int64:
-        low, high = qtype.limits
-        return x.numel() == 0 or (int(x.min()) >= low and int(x.max()) <= high)
-    return x.dtype == TORCH_DTYPE[qtype.dtype]
+def _batch(value: Value, x: Tensor) -> int:
+    axis, times = _batch_axis(value)
+    return x.shape[axis] // times
 
 
 def _batch_axis(value: Value) -> tuple[int, int]:

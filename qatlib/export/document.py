@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import onnx
-from onnx import ModelProto, ValueInfoProto, helper
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from qatlib.atomic import write_bytes
 from qatlib.emulator import Emulator
@@ -25,8 +26,11 @@ SCHEMA = 1
 """Version of the metadata."""
 OPSET = 21
 """ONNX Runtime 1.18 and later run it."""
-OLDEST_OPSET = {"integer": 17, "qdq": 21}
-"""QuantizeLinear has int16 from 21 on; before, ONNX Runtime 1.32 moves a Transpose out of DequantizeLinear as uint8."""
+OLDEST_OPSET = {"integer": 18, "qdq": 21}
+"""ReduceMax and ReduceMin read their axes as an input from 18 on. QuantizeLinear has int16 from 21 on; before, ONNX
+Runtime 1.32 moves a Transpose out of DequantizeLinear as uint8."""
+LARGEST_CONSTANTS = 2**31 - 2**24
+"""Bytes: a protobuf message ends at 2 GiB, of which nodes and names get 16 MiB."""
 
 
 def export_onnx(program: Program, path: str | Path, flavour: Flavour = "integer", opset: int = OPSET) -> ModelProto:
@@ -35,9 +39,9 @@ def export_onnx(program: Program, path: str | Path, flavour: Flavour = "integer"
     ``integer`` gives the Program's integers under every runtime that keeps to the standard; ``qdq`` is for runtimes
     that fuse QuantizeLinear and DequantizeLinear into int8 kernels, and comes close. ``docs/export.md`` says more.
 
-    Raises ProgramError: QAT220 for an op without a form in that flavour, QAT221 for a path that cannot be written,
-    QAT223 for an unknown flavour or opset, QAT224 if the document is not valid ONNX. The file appears whole or not at
-    all.
+    Raises ProgramError: QAT220 for an op without a form in that flavour or a document beyond 2 GiB, QAT221 for a path
+    that cannot be written, QAT223 for an unknown flavour or opset, QAT224 if the document is not valid ONNX. The file
+    appears whole or not at all.
     """
     model = to_onnx(program, flavour, opset)
     try:
@@ -57,6 +61,7 @@ def to_onnx(program: Program, flavour: Flavour = "integer", opset: int = OPSET) 
     graph = FLAVOURS[flavour](program)
     for op in program:
         graph.add(op)
+    _check_size(graph.initializers)
     names = dict.fromkeys(program.outputs)
     inner = [name for name in program.values if name not in names and name not in program.inputs]
     infos = {name: _value_info(value, graph.dtype(value)) for name, value in program.values.items()}
@@ -97,6 +102,13 @@ def _check_request(flavour: str, opset: int) -> None:
     oldest, newest = OLDEST_OPSET[flavour], onnx.defs.onnx_opset_version()
     if not oldest <= opset <= newest:
         raise ProgramError("QAT223", "opset", f"is {opset}", f"The flavour {flavour} can use {oldest} to {newest}")
+
+
+def _check_size(constants: Sequence[TensorProto]) -> None:
+    size = sum(math.prod(c.dims) * helper.tensor_dtype_to_np_dtype(c.data_type).itemsize for c in constants)
+    if size > LARGEST_CONSTANTS:
+        seen = f"has {size / 2**30:.2f} GiB of constants; an ONNX document ends at 2 GiB"
+        raise ProgramError("QAT220", "document", seen, "Export a network with fewer weights, or parts of this one")
 
 
 def _metadata(program: Program, flavour: Flavour) -> dict[str, str]:

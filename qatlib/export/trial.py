@@ -1,43 +1,65 @@
-"""What ``qatlib export`` does: export, run on random inputs, say how the result compares."""
+"""What ``qatlib export`` does: export, run on inputs given or random, say how the result compares."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from qatlib.emulator import batch_sizes
+from qatlib.errors import ProgramError
 from qatlib.export.document import OPSET, Flavour, export_onnx
 from qatlib.export.runtime import check_onnx, measure_distance
 from qatlib.program import Program
 
 BATCH = 4
+_CHANCE = ("QAT181", "QAT207")
+"""What random inputs may do to a valid Program: NaN out of a float island, an index outside of what it reads."""
 
 
 def try_document(
-    folder: str | Path, path: str | Path, flavour: Flavour = "integer", opset: int | None = None
+    folder: str | Path,
+    path: str | Path,
+    flavour: Flavour = "integer",
+    opset: int | None = None,
+    inputs: Sequence[Tensor] = (),
 ) -> tuple[list[str], bool]:
-    """Export the Program in ``folder`` and compare it with the emulator on a random batch.
+    """Export the Program in ``folder`` and compare it with the emulator on ``inputs``, or else on a random batch.
 
-    Returns what there is to say, a line each, and False if an integer document differs where none may: outside of what
-    is computed from float islands. Raises as :meth:`Program.load` and :func:`export_onnx` do.
+    Returns what there is to say, a line each, and False if an integer document differs where none may, outside of what
+    is computed from float islands, or if it cannot be compared: but no random batch is held against it. Raises as
+    :meth:`Program.load` and :func:`export_onnx` do, then with nothing written.
     """
     program = Program.load(folder)
     model = export_onnx(program, path, flavour, OPSET if opset is None else opset)
     lines = [f"{path}: {flavour} flavour, opset {model.opset_import[0].version}, {len(model.graph.node)} nodes"]
-    inputs = random_inputs(program)
-    if flavour == "qdq":
-        distances = measure_distance(program, path, inputs)
-        lines += [
-            f"output {name}: {distances[name].equal:.2%} equal, at most {distances[name].largest_lsb:.3g} LSB away"
-            for name in dict.fromkeys(program.outputs)
-            if name in distances
-        ]
-        return lines, True
+    compare = _distances if flavour == "qdq" else _differences
+    try:
+        found, good = compare(program, path, inputs or random_inputs(program))
+    except ProgramError as error:
+        if inputs or error.code not in _CHANCE:
+            return [*lines, f"written, but not compared: {error}"], False
+        return [*lines, f"written, but not compared on random inputs: {error}", "Give --inputs to compare it."], True
+    return lines + found, good
+
+
+def _distances(program: Program, path: str | Path, inputs: Sequence[Tensor]) -> tuple[list[str], bool]:
+    distances = measure_distance(program, path, inputs)
+    return [
+        f"output {name}: {distances[name].equal:.2%} equal, at most {distances[name].largest_lsb:.3g} LSB away"
+        for name in dict.fromkeys(program.outputs)
+        if name in distances
+    ], True
+
+
+def _differences(program: Program, path: str | Path, inputs: Sequence[Tensor]) -> tuple[list[str], bool]:
     counts = check_onnx(program, path, inputs)
-    total = sum(value.elements(BATCH) for value in program.values.values())
-    lines.append(f"{sum(counts.values())} of {total} elements in {len(counts)} tensors differ from the emulator")
+    batch = max(batch_sizes(program, inputs), default=1)
+    total = sum(value.elements(batch) for value in program.values.values())
     soft = behind_islands(program)
+    lines = [f"{sum(counts.values())} of {total} elements in {len(counts)} tensors differ from the emulator"]
     lines += [
         f"  {name}: {count} differ{', behind a float island' if name in soft else ''}"
         for name, count in counts.items()

@@ -61,6 +61,13 @@ class QConfig:
     activation: FakeQuantSpec | None = FakeQuantSpec()
     weight: FakeQuantSpec = FakeQuantSpec(method="min_max", averaging_constant=1.0)
 
+    def __post_init__(self) -> None:
+        for name, legal in {"activation": FakeQuantSpec | None, "weight": FakeQuantSpec}.items():
+            spec = getattr(self, name)
+            if not isinstance(spec, legal):
+                seen = f"{name} is {spec!r}, which is no FakeQuantSpec"
+                raise QConfigError("QAT142", "QConfig", seen, 'Write FakeQuantSpec(dtype="int16") for a format alone')
+
     def with_format(self, format: Format | None) -> QConfig:
         """A copy with the format that an inner step asks for."""
         if format is None or self.activation is None:

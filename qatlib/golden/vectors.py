@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from qatlib.atomic import atomic_folder
+from qatlib.atomic import Contents, atomic_folder
 from qatlib.emulator import Emulator
 from qatlib.errors import QatError
 from qatlib.program import Op, Program
@@ -28,6 +28,7 @@ from qatlib.program import Op, Program
 SCHEMA = 1
 """Version of the folder's format; golden vectors of another version are refused."""
 LAYOUT = "torch axis order (batch first, channels second), C order, little endian"
+_CONTENTS = Contents(("manifest.json",), ("inputs.safetensors", "values.safetensors", "program"))
 _FILES = ("inputs.safetensors", "values.safetensors", "program/program.json", "program/constants.safetensors")
 
 Array = NDArray[Any]
@@ -123,7 +124,8 @@ def write_golden(program: Program, inputs: Tensor | Sequence[Tensor], folder: st
     """Run ``program`` on one batch and write inputs, every value and the Program to ``folder``, whole or not at all.
 
     ``inputs`` holds one tensor per input of the Program, batch first. Raises ProgramError (QAT180, QAT181) for inputs
-    that do not fit or hold NaN, GoldenError (QAT205) for a batch of 0.
+    that do not fit or hold NaN, GoldenError (QAT205) for a batch of 0, OutputError (QAT225, QAT226) for a folder that
+    holds anything but golden vectors or cannot be written.
     """
     given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     if any(x.numel() == 0 for x in given):
@@ -131,7 +133,7 @@ def write_golden(program: Program, inputs: Tensor | Sequence[Tensor], folder: st
     values = Emulator(program).trace(*given)
     arrays = {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in values.items()}
     entries = _entries(program, arrays)
-    with atomic_folder(folder) as target:
+    with atomic_folder(folder, _CONTENTS) as target:
         (target / "inputs.safetensors").write_bytes(save({name: arrays[name] for name in program.inputs}))
         (target / "values.safetensors").write_bytes(save({op.output: arrays[op.output] for op in program.ops}))
         program.to("cpu").save(target / "program")
@@ -147,8 +149,14 @@ def write_golden(program: Program, inputs: Tensor | Sequence[Tensor], folder: st
         (target / "manifest.json").write_text(text + "\n", encoding="utf-8")
 
 
+_READ_AS = {"i": np.int64, "u": np.int64, "f": np.float32, "b": np.bool_}
+
+
 def read_inputs(paths: Sequence[Path]) -> tuple[Tensor, ...]:
-    """Inputs of a Program from .npy files, float64 as float32; GoldenError QAT205 for a file that holds no numbers."""
+    """Inputs of a Program from .npy files, float64 as float32, truth values as they are.
+
+    Raises GoldenError QAT205 for a file that holds neither numbers nor truth values.
+    """
     inputs = []
     for path in paths:
         try:
@@ -156,9 +164,9 @@ def read_inputs(paths: Sequence[Path]) -> tuple[Tensor, ...]:
         except (OSError, ValueError, EOFError) as error:
             seen = f"cannot be read ({' '.join(str(error).split())[:120]})"
             raise GoldenError("QAT205", str(path), seen, "Write it with numpy.save") from None
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf":
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in _READ_AS:
             raise GoldenError("QAT205", str(path), "is not an array of numbers", "Write it with numpy.save")
-        inputs.append(torch.from_numpy(array.astype(np.float32) if array.dtype.kind == "f" else array.astype(np.int64)))
+        inputs.append(torch.from_numpy(array.astype(_READ_AS[array.dtype.kind])))
     return tuple(inputs)
 
 

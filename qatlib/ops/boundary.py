@@ -25,6 +25,14 @@ def quantize(x: Tensor, scale: float, lo: int, hi: int) -> Tensor:
     return (x / torch.tensor(scale, dtype=torch.float32, device=x.device)).round_().clamp_(lo, hi)
 
 
+def quantize_numbers(x: Tensor, scale: float, lo: int, hi: int, where: str, fix: str) -> Tensor:
+    """:func:`quantize`; raises ProgramError (QAT181) at ``where`` if ``x`` holds NaN, which has no code."""
+    codes = quantize(x, scale, lo, hi)
+    if bool(codes.isnan().any()):
+        raise ProgramError("QAT181", where, f"holds {int(x.isnan().sum())} NaN of {x.numel()} elements", fix)
+    return codes
+
+
 def _one_ref(call: Call) -> Ref:
     x = call.args[0]
     if not isinstance(x, Ref):
@@ -52,18 +60,8 @@ class Quantize(Operator):
         assert qtype.scale is not None
         scale, (lo, hi) = qtype.scale, qtype.limits
 
-        def run(x: Tensor) -> Tensor:
-            codes = quantize(x, scale, lo, hi)
-            if bool(codes.isnan().any()):
-                raise ProgramError(
-                    "QAT181",
-                    op.inputs[0],
-                    f"holds {int(x.isnan().sum())} NaN of {x.numel()} elements",
-                    "Clean the input: integers have no NaN",
-                )
-            return codes
-
-        return run
+        fix = "Clean the input: integers have no NaN"
+        return lambda x: quantize_numbers(x, scale, lo, hi, op.inputs[0], fix)
 
     def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
         graph.write(op.output, graph.quantize(op.inputs[0], graph.qtype(op.output)))

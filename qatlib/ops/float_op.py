@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from qatlib.ops.base import BY_NAME, Attrs, Kernel, Operator, Params, Range
-from qatlib.ops.boundary import quantize
+from qatlib.ops.boundary import quantize_numbers
 from qatlib.program import Op, Program
 
 if TYPE_CHECKING:
     from qatlib.export.graph import Graph
     from qatlib.export.integer import IntegerGraph
     from qatlib.export.qdq import QdqGraph
+
+_FIX = "It runs in float: give it inputs for which it is defined, or take it out of qat.hybrid or convert.preserve"
 
 
 class FloatOp(Operator):
@@ -31,7 +33,7 @@ class FloatOp(Operator):
         def run(*inputs: Tensor) -> Tensor:
             reals = [x if s is None else x.float() * s for x, s in zip(inputs, scales, strict=True)]
             real = self.forward(op.attrs, params, *reals)
-            return real if out.scale is None else quantize(real, out.scale, *out.limits)
+            return real if out.scale is None else quantize_numbers(real, out.scale, *out.limits, op.name, _FIX)
 
         return run
 

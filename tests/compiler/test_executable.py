@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from qatlib.compiler import Executable, MemoryPlan, compile_model
 from qatlib.compiler.machine import POISON, Machine
 from qatlib.emulator import emulate
-from qatlib.errors import CompileError, ProgramError
+from qatlib.errors import CompileError, OutputError, ProgramError
+from qatlib.ops.base import BY_KIND
+from qatlib.program import Program
 from tests.compiler.compiler_nets import Net, random_net, residual, tiny
 
 
@@ -104,10 +106,26 @@ def test_wrong_inputs_and_nan() -> None:
         executable.run(x)
 
 
-def test_integer_inputs_have_to_be_of_the_very_dtype() -> None:
+def test_integers_of_another_dtype_are_taken_if_they_are_codes() -> None:
     net, executable, *_ = skip_net()
-    with pytest.raises(ProgramError, match=r"QAT180 in0: is torch\.int64"):
-        executable.run(*(x.to(torch.int64) for x in net.feed(1)))
+    (codes,) = net.feed(2)
+    (plain,), (wide,) = executable.run(codes), executable.run(codes.to(torch.int64))
+    assert torch.equal(plain, wide)
+    codes = codes.to(torch.int64)
+    codes[1, 0, 2, 3] = 128
+    with pytest.raises(ProgramError, match=r"QAT180 in0: holds 128 at \[1, 0, 2, 3\].*\[-128, 127\]"):
+        executable.run(codes)
+
+
+def test_kernels_are_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, executable, *_ = skip_net()
+    prepared = []
+    kernel = BY_KIND["conv"].kernel
+    monkeypatch.setattr(BY_KIND["conv"], "kernel", lambda op, *rest: prepared.append(op.name) or kernel(op, *rest))
+    inputs = net.feed(2)
+    runs = [executable.run(*inputs)[0] for _ in range(3)]
+    assert prepared == [op.name for op in executable.program if op.kind == "conv"]
+    assert all(torch.equal(run, emulate(executable.program, inputs)[0]) for run in runs)
 
 
 def test_save_and_load(tmp_path: Path) -> None:
@@ -126,6 +144,18 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert loaded.performance == executable.performance
     inputs = net.feed(2)
     assert torch.equal(loaded.run(*inputs)[0], executable.run(*inputs)[0])
+
+
+def test_saving_again_replaces_an_executable_and_nothing_else(tmp_path: Path) -> None:
+    (_, small), (net, large) = residual(1), residual(3)
+    compile_model(small, tiny()).save(tmp_path / "out")
+    compile_model(large, tiny()).save(tmp_path / "out")
+    inputs = net.feed(1)
+    assert torch.equal(Executable.load(tmp_path / "out").run(*inputs)[0], emulate(large, inputs)[0])
+    small.save(tmp_path / "program")
+    with pytest.raises(OutputError, match=r"QAT225 .*holds 'constants.safetensors'"):
+        compile_model(small, tiny()).save(tmp_path / "program")
+    assert Program.load(tmp_path / "program").ops == small.ops
 
 
 @pytest.mark.parametrize(

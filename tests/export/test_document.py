@@ -5,27 +5,30 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from torch import nn
 
 import qatlib
 from qatlib.cli import main
+from qatlib.conversion import to_program
 from qatlib.errors import ProgramError
 from qatlib.export import check_onnx, export_onnx
-from qatlib.export.document import OPSET, to_onnx
+from qatlib.export.document import OLDEST_OPSET, OPSET, to_onnx
+from qatlib.export.graph import Array
 from qatlib.export.trial import try_document
 from qatlib.ops.base import BY_KIND, BY_NAME, Operator
 from qatlib.program import Op, Program, Value
 from qatlib.qtype import FLOAT, QType
 from tests.export.programs import metadata, program_of, run
-from tests.models import everything, images, model
+from tests.kind_nets import IDS, NETS
+from tests.models import calibrated, everything, images, model
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +124,8 @@ def test_a_path_that_cannot_be_written_leaves_nothing(bundled: Program, tmp_path
 
 def test_a_refused_export_leaves_the_old_file(bundled: Program, tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_text("old")
-    with pytest.raises(ProgramError, match="QAT223 opset: is 16"):
-        export_onnx(bundled, tmp_path / "net.onnx", opset=16)
+    with pytest.raises(ProgramError, match="QAT223 opset: is 17"):
+        export_onnx(bundled, tmp_path / "net.onnx", opset=17)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("net.onnx", "old")]
 
 
@@ -131,6 +134,24 @@ def test_flavour_and_opset_are_checked(bundled: Program, tmp_path: Path) -> None
         export_onnx(bundled, tmp_path / "net.onnx", "int4")  # type: ignore[arg-type]
     with pytest.raises(ProgramError, match=r"QAT223 opset: is 20. The flavour qdq can use 21"):
         export_onnx(bundled, tmp_path / "net.onnx", "qdq", opset=20)
+
+
+@pytest.mark.parametrize("name", ["attention", "masks", "image pyramid"])
+def test_the_oldest_opset_that_is_offered_has_every_operator(name: str, tmp_path: Path) -> None:
+    net, oldest = NETS[name], OLDEST_OPSET["integer"]
+    document = export_onnx(net.program(), tmp_path / "net.onnx", opset=oldest)
+    assert document.opset_import[0].version == oldest
+    assert set(check_onnx(net.program(), tmp_path / "net.onnx", net.inputs).values()) == {0}
+
+
+@pytest.mark.parametrize("flavour", ["integer", "qdq"])
+def test_a_document_beyond_protobuf_is_refused(
+    bundled: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flavour: str
+) -> None:
+    monkeypatch.setattr("qatlib.export.document.LARGEST_CONSTANTS", 5000)
+    with pytest.raises(ProgramError, match=r"QAT220 document: has 0.00 GiB of constants; .* ends at 2 GiB"):
+        export_onnx(bundled, tmp_path / "net.onnx", flavour)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
@@ -217,6 +238,51 @@ def test_a_difference_outside_islands_fails(bundled: Program, tmp_path: Path, mo
     lines, good = try_document(tmp_path / "program", tmp_path / "net.onnx")
     assert not good
     assert "  stem: 3 differ" in lines
+
+
+def _logarithm() -> Program:
+    """Random inputs make NaN of it."""
+    net = model(lambda m, x: m.fc(torch.log(x)), fc=nn.Linear(6, 3))
+    return to_program(calibrated(net, torch.rand(8, 6) + 0.1), ["log"])
+
+
+def _ids_from_one() -> Program:
+    """Random ids are 0 or 1; 0 is outside of the table."""
+    net = model(lambda m, x: m.table(x - 1), table=nn.Embedding(6, 4))
+    return to_program(calibrated(net, IDS + 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "code", "good", "bad"),
+    [
+        (_logarithm, "QAT181", np.full((3, 6), 0.5), np.full((3, 6), -0.5)),
+        (_ids_from_one, "QAT207", IDS.numpy() + 1, IDS.numpy() * 0),
+    ],
+)
+def test_a_program_that_random_inputs_do_not_suit(
+    make: Callable[[], Program], code: str, good: Array, bad: Array, tmp_path: Path
+) -> None:
+    def run(*options: str) -> Result:
+        return CliRunner().invoke(main, ["export", str(tmp_path / "program"), str(tmp_path / "net.onnx"), *options])
+
+    make().save(tmp_path / "program")
+    np.save(tmp_path / "good.npy", good)
+    np.save(tmp_path / "bad.npy", bad)
+    by_chance = run()
+    assert (by_chance.exit_code, by_chance.stderr) == (0, "")
+    written, compared, *_ = by_chance.stdout.splitlines()
+    assert "net.onnx: integer flavour" in written
+    assert compared.startswith(f"written, but not compared on random inputs: {code} ")
+    assert "--inputs" in by_chance.stdout
+    onnx.checker.check_model(onnx.load(tmp_path / "net.onnx"), full_check=True)
+    given = run("--inputs", str(tmp_path / "good.npy"))
+    assert given.exit_code == 0
+    values = Program.load(tmp_path / "program").values.values()
+    assert f" of {sum(value.elements(3) for value in values)} elements" in given.stdout
+    unfit = run("--inputs", str(tmp_path / "bad.npy"))
+    assert (unfit.exit_code, f"written, but not compared: {code} " in unfit.stdout) == (1, True)
+    unread = run("--inputs", str(tmp_path / "none.npy"))
+    assert (unread.exit_code, "QAT205" in unread.stderr) == (1, True)
 
 
 def test_the_public_names(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qatlib.errors import QConfigError, StateError
+from qatlib.errors import QConfigError, StateError, TrainingError
 from qatlib.fake.calibrate import calibrate
 from qatlib.fake.fake_quant import WeightFakeQuantize, fake_quantize
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
@@ -129,6 +129,18 @@ def test_qat_state_moves_scales_by_the_averaging_constant(c: float) -> None:
             assert torch.equal(after, before[name])
         else:
             assert not torch.equal(after, before[name])
+
+
+@pytest.mark.parametrize("wrong", [math.inf, -math.inf, math.nan])
+def test_an_activation_that_is_not_finite_is_named_and_moves_no_scale(wrong: float) -> None:
+    net = calibrated(plain(), images(4))
+    set_fake_quantize(net, FakeQuantState.QAT)
+    with torch.no_grad():
+        net.op("b").bias[2] = wrong
+    before = scales(net)
+    with pytest.raises(TrainingError, match="QAT161 b: activation is not finite in training"):
+        net(images(4))
+    assert torch.equal(scales(net)["b.activation_post_process.scale"], before["b.activation_post_process.scale"])
 
 
 def test_int16_follows_its_own_range() -> None:

@@ -472,7 +472,7 @@ def test_embedding(look: str, dtype: str, tmp_path: Path) -> None:
     assert set(check_onnx(program, tmp_path / "net.onnx", ids).values()) == {0}
 
 
-@pytest.mark.parametrize("bad", [-1, 50, 2**40])
+@pytest.mark.parametrize("bad", [-1, 50, 2**31 - 1])
 def test_an_id_outside_the_table_is_named(bad: int) -> None:
     ids = torch.randint(0, 50, (4, 12))
     integer = convert_fx(calibrated(Looked().eval(), ids))
