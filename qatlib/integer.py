@@ -127,82 +127,6 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """``(x, weight, bias) -> acc`` in the dtype of its arguments."""
 
 
-@dataclass(frozen=True)
-class Accumulator:
-    """``sat32(product(x, weight) + bias)`` by the first route that is proven exact.
-
-    ``weight`` is ``[O, I, ...]`` and ``x`` has I on axis ``channel_axis``. The result is float32 on the route "float32"
-    and float64 otherwise. ``bound`` is the largest absolute accumulator.
-    """
-
-    route: Route
-    bound: int
-    product: Product
-    weight: Tensor
-    bias: Tensor
-    channel_axis: int = 1
-    splits: tuple[int, ...] = ()
-
-    @classmethod
-    def plan(
-        cls, weight: Tensor, bias: Tensor, largest: int, product: Product, channel_axis: int, splittable: bool
-    ) -> Accumulator:
-        """Choose the route for input codes with ``|x| <= largest``."""
-        magnitude = weight.to(torch.int64).abs()
-        sums = magnitude.flatten(1).sum(1)
-        bound = int((sums * largest + bias.to(torch.int64).abs()).max())
-        if bound < EXACT_FLOAT32:
-            return cls("float32", bound, product, _fast_layout(weight.float()), bias.float(), channel_axis)
-        if splittable and (splits := _splits(magnitude, largest)):
-            return cls(
-                "float32-split", bound, product, _fast_layout(weight.float()), bias.double(), channel_axis, splits
-            )
-        if bound >= EXACT_FLOAT64:
-            raise ProgramError(
-                "QAT176", "accumulator", f"may reach {bound}, beyond 2^53", "Reduce the number of input channels"
-            )
-        return cls("float64", bound, product, weight.double(), bias.double(), channel_axis)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.route == "float32":
-            return self.product(x.float(), self.weight, self.bias)
-        if self.route == "float64":
-            acc = self.product(x.double(), self.weight, self.bias)
-        else:
-            parts = torch.split_with_sizes(x.float(), self.splits, self.channel_axis)
-            weights = torch.split_with_sizes(self.weight, self.splits, 1)
-            shape = [1] * x.dim()
-            shape[self.channel_axis] = -1
-            acc = self.bias.view(shape) + self.product(parts[0], weights[0], None)
-            for part, weight in zip(parts[1:], weights[1:], strict=True):
-                acc += self.product(part, weight, None)
-        return acc.clamp_(*INT32) if self.bound > INT32[1] else acc
-
-
-def _fast_layout(weight: Tensor) -> Tensor:
-    """Channels last for 2-d convolutions on a CPU: their outputs follow the layout of the weights."""
-    if weight.dim() == 4 and weight.device.type == "cpu":
-        return weight.contiguous(memory_format=torch.channels_last)
-    return weight
-
-
-def _splits(magnitude: Tensor, largest: int, at_most: int = 8) -> tuple[int, ...]:
-    """Sizes of input-channel chunks whose sums stay exact in float32; empty if ``at_most`` chunks do not do."""
-    channels = magnitude.flatten(2).sum(2) if magnitude.dim() > 2 else magnitude
-    per_channel = channels.cpu().numpy() * largest
-    if per_channel.max() >= EXACT_FLOAT32:
-        return ()
-    starts, running = [0], np.zeros_like(per_channel[:, 0])
-    for channel in range(per_channel.shape[1]):
-        running = running + per_channel[:, channel]
-        if running.max() >= EXACT_FLOAT32:
-            starts.append(channel)
-            running = per_channel[:, channel]
-            if len(starts) > at_most:
-                return ()
-    return tuple(np.diff([*starts, per_channel.shape[1]]).tolist())
-
-
 # -- requantization ----------------------------------------------------------------------------------------------------
 
 
@@ -211,8 +135,8 @@ class Requantizer:
     """``clamp(rne(sum(term_i * M_i) / 2^n), lo, hi)`` for one or two terms.
 
     ``factors`` are the ``M_i / 2^n`` in float64, broadcast against the terms. Products stay below 2^53 units of 2^-n,
-    so float64 evaluates them exactly. The work is cut into chunks that stay in cache, where float64 costs no
-    more than float32 with a test for products next to a half.
+    so float64 evaluates them exactly. The work is cut into pieces that stay in cache, where float64 costs no
+    more than float32 with a test for products next to a half. ``lo`` and ``hi`` are codes of at most 16 bits.
     """
 
     factors: tuple[Tensor, ...]
@@ -238,20 +162,40 @@ class Requantizer:
         """Codes in float32. Terms have the same number of axes. ``reuse`` lets a float32 first term be overwritten."""
         if self.identity:
             return terms[0].float()
+        return self._swept(terms, reuse and terms[0].dtype == torch.float32, multiply=False)
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """``clamp(rne(a * b * M / 2^n), lo, hi)``: codes in float32 of one term that is a product, never stored."""
+        return self._swept((a, b), overwrite=False, multiply=True)
+
+    def _swept(self, terms: Sequence[Tensor], overwrite: bool, multiply: bool) -> Tensor:
         shape = np.broadcast_shapes(*(tuple(t.shape) for t in terms))
-        terms = tuple(t.expand(shape) for t in terms)
-        overwrite = reuse and terms[0].dtype == torch.float32
+        terms = [t.expand(shape) for t in terms]
+        factors = [f.expand(shape) for f in self.factors]
         out = terms[0] if overwrite else torch.empty_like(terms[0], dtype=torch.float32)
-        rows = max(1, _CHUNK * shape[0] // max(1, out.numel())) if out.device.type == "cpu" else shape[0]
-        buffers = tuple(torch.empty_like(t[:rows], dtype=torch.float64) for t in terms)
-        for start in range(0, shape[0], max(1, rows)):
-            part = slice(start, start + rows)
-            self._chunk(tuple(t[part] for t in terms), buffers, out[part])
+        buffers: list[Tensor] = []
+        for axis, start, size in pieces(out):
+            parts = [t.narrow(axis, start, size) for t in terms]
+            buffers = buffers or [torch.empty_like(part, dtype=torch.float64) for part in parts]
+            total, *other = (b.narrow(axis, 0, size).copy_(part) for b, part in zip(buffers, parts, strict=True))
+            first, *second = (f.narrow(axis, start, size) for f in factors)
+            if multiply:
+                total.mul_(other[0])
+            total.mul_(first)
+            if second:
+                total.addcmul_(other[0], second[0])
+            # What float32 rounds here is beyond 2^24, and so beyond the limits of any code.
+            out.narrow(axis, start, size).copy_(total.round_()).clamp_(self.lo, self.hi)
         return out
 
-    def _chunk(self, terms: tuple[Tensor, ...], buffers: tuple[Tensor, ...], out: Tensor) -> None:
-        wide = [buffer[: len(out)].copy_(term) for buffer, term in zip(buffers, terms, strict=True)]
-        total = wide[0].mul_(self.factors[0])
-        if len(wide) == 2:
-            total.addcmul_(wide[1], self.factors[1])
-        out.copy_(total.round_().clamp_(self.lo, self.hi))
+
+def pieces(x: Tensor) -> Iterator[tuple[int, int, int]]:
+    """(axis, start, size) of narrow views of ``x`` that cover it, each a stretch of memory that stays in cache.
+
+    A GPU takes ``x`` in one piece.
+    """
+    axis = max(range(x.dim()), key=lambda i: (x.shape[i] > 1, x.stride(i)))
+    whole = x.shape[axis]
+    size = max(1, _CHUNK * whole // max(1, x.numel())) if x.device.type == "cpu" else max(1, whole)
+    for start in range(0, whole, size):
+        yield axis, start, min(size, whole - start)

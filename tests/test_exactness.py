@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
+from qatlib import integer
 from qatlib.emulator import Emulator, emulate
 from qatlib.errors import ProgramError
 from qatlib.factors import factors, fused_factors
@@ -128,6 +129,13 @@ def test_memory_layout_changes_nothing() -> None:
 
 def test_batch_size_and_threads_change_nothing() -> None:
     over(chains(batches=(5,)), FEW, ignores_batch_and_threads)
+
+
+@pytest.mark.parametrize("kind", ROUNDING_KINDS)
+def test_work_in_many_small_pieces_equals_the_oracle(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the emulator does in one piece with tensors as small as these, it does in several with large ones."""
+    monkeypatch.setattr(integer, "_CHUNK", 40)
+    over(cases(kind), FEW, equals_oracle)
 
 
 @pytest.mark.slow
@@ -259,4 +267,5 @@ def test_the_sample_takes_every_route_and_saturates() -> None:
 
     for kind in ("conv", "linear"):
         over(cases(kind), FAST, look)
-    assert all(seen[name] > 0 for name in ("float32", "float32-split", "float64", "saturated")), seen
+    routes = ("float32", "float32-split", "float32-bytes", "float64")
+    assert all(seen[name] > 0 for name in (*routes, "saturated")), seen

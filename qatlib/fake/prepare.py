@@ -175,14 +175,18 @@ def _check_same(model: nn.Module, graph: Graph, inputs: Sequence[Tensor]) -> Non
 
 
 def evaluate_graph(graph: Graph, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Outputs of the graph in float."""
+    """Outputs of the graph in float. A value is dropped after the last node that reads it."""
     values = dict(zip(graph.inputs, inputs, strict=True))
+    last_reader = {name: node.name for node in graph.nodes for name in node.inputs}
     for node in graph.nodes:
         if node.op == OPAQUE:
             assert node.callee is not None
             values[node.name] = node.callee(*(values[i] for i in node.inputs))
         elif node.op != INPUT:
             values[node.name] = BY_NAME[node.op].forward(node.attrs, node.params, *(values[i] for i in node.inputs))
+        for name in set(node.inputs) - set(graph.outputs):
+            if last_reader[name] == node.name:
+                del values[name]
     return [values[name] for name in graph.outputs]
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from qatlib.factors import factor, fused_factors
-from qatlib.integer import INT32, Accumulator, Product, Requantizer
+from qatlib.integer import INT32, Product, Requantizer
+from qatlib.ops.accumulator import Accumulator
 from qatlib.ops.base import Attrs, Call, Cost, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.clamp import apply_clamp, export_clamp
 from qatlib.program import Op, Program

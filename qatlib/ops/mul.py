@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from qatlib.integer import EXACT_FLOAT32, Requantizer
+from qatlib.integer import Requantizer
 from qatlib.ops.base import Attrs, Call, Format, Kernel, Params, Range, Ref, Traced
 from qatlib.ops.clamp import apply_clamp, export_clamp
 from qatlib.ops.elementwise import (
@@ -97,10 +97,9 @@ class Mul(Elementwise):
             return lambda a, b: saturated(a.long() * b.long())
         multiplier, shift = program.constant(op, "multiplier"), program.constant(op, "shift")
         first, second = (max(-lo, hi) for lo, hi in ranges)
-        carrier = torch.float32 if first * second <= EXACT_FLOAT32 else torch.float64
         requantize = Requantizer.plan([multiplier], shift, [first * second], op.attrs["lo"], op.attrs["hi"])
         axes = len(program.values[op.output].shape)
-        return lambda a, b: requantize(aligned(a, axes).to(carrier) * aligned(b, axes).to(carrier), reuse=True)
+        return lambda a, b: requantize.product(aligned(a, axes), aligned(b, axes))
 
     def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
         carrier = "int64" if whole(op, program) else "float64"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qatlib.errors import QConfigError
+from qatlib.integer import pieces
 from qatlib.ops.base import Attrs, Call, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.clamp import export_clamp
 from qatlib.program import Op, Program
@@ -206,12 +207,18 @@ class Unary(Operator):
     def kernel(self, op: Op, program: Program, ranges: Sequence[Range]) -> Kernel:
         outputs = expanded(op, program).float()
         smallest, _ = program.in_values(op)[0].qtype.limits
+        outputs = outputs.roll(smallest)  # by the bits of the code: 0, 1, …, -2, -1
+        mask = len(outputs) - 1
 
         def run(x: Tensor) -> Tensor:
             """Looked up in the order of memory, so that channels-last inputs are read and written in one sweep."""
             order = sorted(range(x.dim()), key=lambda axis: -x.stride()[axis])
             swept = x.permute(order)
-            found = outputs.index_select(0, (swept.reshape(-1) - smallest).to(torch.int32))
+            codes = swept.reshape(-1)
+            found = torch.empty_like(codes, dtype=torch.float32)
+            for axis, start, size in pieces(codes):
+                index = codes.narrow(axis, start, size).to(torch.int32).bitwise_and_(mask)
+                torch.index_select(outputs, 0, index, out=found.narrow(axis, start, size))
             return found.view(swept.shape).permute([order.index(axis) for axis in range(x.dim())])
 
         return run

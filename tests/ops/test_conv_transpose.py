@@ -91,19 +91,22 @@ def test_fused_forms_agree_with_fake_quant(dtype: str) -> None:
     assert float((out - wanted).norm() / wanted.norm()) < (0.05 if dtype == "int8" else 0.01)
 
 
-def test_routes_above_the_float32_bound_are_exact() -> None:
-    torch.manual_seed(0)
-    layer = nn.ConvTranspose2d(600, 2, 3, 2, bias=False)
+@pytest.mark.parametrize(("dtype", "kernel", "route"), [
+    ("int8", 3, "float32-split"),
+    ("int16", 3, "float32-bytes"),
+    ("int16", 1, "float64"),
+])  # fmt: skip
+def test_routes_above_the_float32_bound_are_exact(dtype: str, kernel: int, route: str) -> None:
+    layer = nn.ConvTranspose2d(600, 2, kernel, 2, bias=False)
     nn.init.constant_(layer.weight, 1.0)
     x = torch.full((1, 600, 3, 3), 2.0)
-    for dtype, route in (("int8", "float32-split"), ("int16", "float64")):
-        program = to_program(
-            calibrated(model(lambda s, x: s.up(x), up=layer), x, qconfig_dict={"": get_default_qconfig(dtype)})
-        )
-        assert Emulator(program).routes["up"] == route
-        top = 127 if dtype == "int8" else 32767
-        _, traced = emulate(program, x, trace=True)
-        assert int(traced["up"].max()) == min(600 * 127 * top * 4, 2**31 - 1)
+    fake = calibrated(model(lambda s, x: s.up(x), up=layer), x, qconfig_dict={"": get_default_qconfig(dtype)})
+    program = to_program(fake)
+    assert Emulator(program).routes["up"] == route
+    top = 127 if dtype == "int8" else 32767
+    taps = 4 if kernel == 3 else 1  # windows of stride 2 overlap
+    _, traced = emulate(program, x, trace=True)
+    assert int(traced["up"].max()) == min(600 * 127 * top * taps, 2**31 - 1)
 
 
 def test_a_shared_layer_keeps_one_weight() -> None:
