@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,6 +62,7 @@ class FakeOp(nn.Module):
         weighted = qconfig is not None and "weight" in node.params
         self.weight_fake_quant = WeightFakeQuantize(qconfig.weight) if qconfig and weighted else None
         self._input_quantizer: tuple[FakeQuantize, ...] = ()
+        self._input_range: Callable[[], tuple[float, float] | None] = lambda: None
         spec = qconfig.activation if qconfig and quantizes_output else None
         self.activation_post_process: FakeQuantize | None = None
         if spec and node.op == CONSTANT:
@@ -83,7 +85,10 @@ class FakeOp(nn.Module):
         operator = BY_NAME[self.node.op]
         if self._input_quantizer and self._cell.state.quantizes and operator.has_poles(self.node.attrs):
             return within_reach(
-                lambda x: operator.forward(self.node.attrs, params, x), inputs[0], *self._input_quantizer
+                lambda x: operator.forward(self.node.attrs, params, x),
+                inputs[0],
+                self._input_range(),
+                self._input_quantizer[0].scale,
             )
         return operator.forward(self.node.attrs, params, *inputs)
 
@@ -158,6 +163,7 @@ class FakeQuantModel(nn.Module):
                 )
                 if reads_scale and not op.hybrid and (quantizer := self._quantizer(node.inputs[0])):
                     op._input_quantizer = (quantizer,)  # in a tuple: it belongs to another op
+                    op._input_range = partial(self.observed, node.inputs[0])
 
     def _place(self, name: str, op: FakeOp) -> None:
         """Register ``op`` under its dotted name: submodules and state dicts then read like the user's model."""
@@ -178,6 +184,22 @@ class FakeQuantModel(nn.Module):
         if op.activation_post_process is None and BY_NAME[op.node.op].keeps_scale:
             return self._quantizer(op.node.inputs[0])
         return op.activation_post_process
+
+    def observed(self, name: str) -> tuple[float, float] | None:
+        """Range of real values that calibration saw of a node, None if it did not look.
+
+        Of a node that keeps the format of its input: what becomes of the input's range.
+        """
+        op = self._ops.get(name)
+        if op is None or op.hybrid:
+            return None
+        if op.activation_post_process is None and BY_NAME[op.node.op].keeps_scale:
+            seen = self.observed(op.node.inputs[0])
+            return None if seen is None else BY_NAME[op.node.op].real_range(op.node.attrs, *seen)
+        fake = op.activation_post_process
+        if fake is None or (fake.low == 0 and fake.high == 0 and fake.spec.scale is not None):
+            return None
+        return float(fake.low), float(fake.high)
 
     # -- state ---------------------------------------------------------------------------------------------------
 

@@ -199,6 +199,10 @@ class Operator(ABC):
     def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:
         """The operator in float."""
 
+    def real_range(self, attrs: Attrs, low: float, high: float) -> tuple[float, float]:
+        """Of an operator that keeps the scale: the range of its output where that of its first input is [low, high]."""
+        return low, high
+
     def lower(self, low: Lowering) -> None:
         """Emit the Program op(s) of one node; see :class:`qatlib.lowering.Lowering`."""
         raise NotImplementedError(f"{type(self).__name__} has no Program form")
