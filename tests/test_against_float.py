@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qatlib.conversion import convert_fx
+from qatlib.fake.qconfig import get_default_qconfig
 from qatlib.qtype import QType
 from qatlib.tables import Source, TableSpec, build
 from tests.models import calibrated, model
@@ -81,3 +82,46 @@ def test_an_output_that_calibration_saw_dead_saturates() -> None:
         net.conv.weight.fill_(-100.0)
         net.conv.bias.fill_(0.0)
     assert integers_of(net, x).abs().max() == 0
+
+
+def rows_with_one_degenerate(*shape: int) -> Tensor:
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+    x[0, 0] = 0
+    return x
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        model(lambda s, x: nn.functional.normalize(x, dim=-1)),
+        model(lambda s, x: s.norm(x), norm=nn.LayerNorm(8, eps=1e-12)),
+        model(lambda s, x: s.norm(x), norm=nn.RMSNorm(8)),
+        model(lambda s, x: x / (x.std(-1, keepdim=True) + 1e-6)),
+        model(lambda s, x: x / (x.abs().sum(-1, keepdim=True) + 1e-8)),
+        model(lambda s, x: x * (x.square().mean(-1, keepdim=True) + 1e-10) ** -0.5),
+    ],
+    ids=["normalize", "layer norm", "rms norm", "over std", "over sum", "power"],
+)
+def test_a_degenerate_row_leaves_the_others_their_codes(net: nn.Module) -> None:
+    """At a row of zeros 1/x is 1/eps; what is more than one code of x gives counts for the scale."""
+    x = rows_with_one_degenerate(16, 6, 8)
+    wide = get_default_qconfig("int16", "min_max")
+    assert sqnr_db(net(x), integers_of(net, x, qconfig_dict=wide)) > 40
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda s, x: x.clamp(-1.03, 0.31) * 2,
+        lambda s, x: torch.rsqrt(x.abs().clamp(min=0.04)),
+        lambda s, x: nn.functional.pad(x, (0, 2), value=-7.0) + 1,
+        lambda s, x: nn.functional.pad(x, (0, 2), value=0.123) * 3,
+    ],
+    ids=["clamp", "clamp before a table", "pad beyond the range", "pad between codes"],
+)
+def test_fake_quant_shows_what_rounding_a_bound_or_a_padding_costs(f: Callable[[Any, Tensor], Tensor]) -> None:
+    """The bounds of clamp and the value of pad are rounded to codes, so fake-quant has to round them too."""
+    x = torch.randn(16, 8, generator=torch.Generator().manual_seed(2))
+    fake = calibrated(model(f), x)
+    step = max(fake.qtype(name).scale or 0.0 for name in fake.graph.outputs)
+    assert float((fake(x) - convert_fx(fake)(x)).abs().max()) <= 1.01 * step

@@ -115,19 +115,23 @@ class FakeQuantize(nn.Module):
     def calibrated(self) -> bool:
         return float(self.scale) > 0
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, telling: Tensor | None = None) -> Tensor:
+        """``x`` quantized, as the state says; ``telling`` are the elements that count for the scale, default all."""
         state = self._cell.state
+        seen = x.detach() if telling is None else telling.detach()
         if state is FakeQuantState.CALIBRATION:
-            self.histogram.update(self._relevant(x.detach()), self.where)
+            self.histogram.update(self._relevant(seen), self.where)
             return x
         if state is FakeQuantState.QAT and self.spec.scale is None and self.spec.averaging_constant > 0:
-            self._follow(self._relevant(x.detach()))
+            self._follow(self._relevant(seen))
         return fake_quantize(x, self.scale, self.spec.dtype)
 
     def _relevant(self, x: Tensor) -> Tensor:
         return relevant(x, self.below_maximum)
 
     def _follow(self, x: Tensor) -> None:
+        if x.numel() == 0:
+            return
         low, high = torch.aminmax(x)
         current = torch.maximum(-low, high)
         if not bool(torch.isfinite(current)):
@@ -166,7 +170,7 @@ class ConstantFakeQuantize(FakeQuantize):
         super().__init__(spec, cell, where)
         self._measure(value.detach())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, telling: Tensor | None = None) -> Tensor:
         self._measure(x.detach())
         return fake_quantize(x, self.scale, self.spec.dtype) if self._cell.state.quantizes else x
 

@@ -24,7 +24,7 @@ from qatlib.fake.qconfig import QConfig
 from qatlib.fake.state import FakeQuantState, StateCell
 from qatlib.graph.ir import CONSTANT, INPUT, OPAQUE, Graph, Node
 from qatlib.ops.base import BY_NAME
-from qatlib.qtype import BOOL, FLOAT, INT32, DType, QType
+from qatlib.qtype import BOOL, FLOAT, INT32, DType, QType, limits
 
 Visit = Callable[[Node, tuple[Tensor, ...], Tensor], None]
 
@@ -122,10 +122,19 @@ class FakeOp(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         out = self.compute(*inputs)
         if self.activation_post_process is not None:
-            out = self.activation_post_process(out)
-        elif self._input_quantizer and self._cell.state.quantizes and BY_NAME[self.node.op].rounds:
+            out = self.activation_post_process(out, self._telling(inputs, out))
+        elif self._input_quantizer and self._cell.state.quantizes and BY_NAME[self.node.op].rounds(self.node.attrs):
             out = fake_quantize(out, self._input_quantizer[0].scale, self._input_quantizer[0].spec.dtype)
         return out
+
+    def _telling(self, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+        """Of 1/x and the like, the values where x is not below half a code: there, the code is 0 and the value huge."""
+        state, node = self._cell.state, self.node
+        if not (self._input_quantizer and state.observes and BY_NAME[node.op].blows_up_at_zero(node.attrs)):
+            return None
+        _, qmax = limits(self._input_quantizer[0].spec.dtype)
+        size = inputs[0].detach().abs()
+        return out[size > size.amax() / (2 * qmax)]
 
     def extra_repr(self) -> str:
         fused = f" [+ {' + '.join(self.node.absorbed)}]" if self.node.absorbed else ""
@@ -159,7 +168,7 @@ class FakeQuantModel(nn.Module):
                 self._place(node.name, op)
                 operator = BY_NAME.get(node.op)
                 reads_scale = op.weight_fake_quant is not None or (
-                    operator is not None and (operator.rounds or operator.has_poles(node.attrs))
+                    operator is not None and (operator.rounds(node.attrs) or operator.has_poles(node.attrs))
                 )
                 if reads_scale and not op.hybrid and (quantizer := self._quantizer(node.inputs[0])):
                     op._input_quantizer = (quantizer,)  # in a tuple: it belongs to another op
