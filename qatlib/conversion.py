@@ -19,7 +19,7 @@ from qatlib.lowering import Emitter, Lowering
 from qatlib.ops.base import BY_NAME
 from qatlib.program import Program, Value, verify
 from qatlib.qtype import FLOAT, INT32, QType
-from qatlib.tables import DEFAULT_TABLE, Reals, TableSpec
+from qatlib.tables import DEFAULT_TABLE, TableSpec
 
 DEFAULT_MULTIPLIER_BITS = 20
 
@@ -115,16 +115,8 @@ def _convert(emitter: Emitter, model: FakeQuantModel, name: str, fake: FakeOp, b
     if out.is_float:
         out = INT32
     inputs = tuple(_dequantized(emitter, i) for i in node.inputs) if node.op == "quantize" else node.inputs
-    low = Lowering(emitter, fake, inputs, out, bits, table, tuple(_observed(model, i) for i in node.inputs))
+    low = Lowering(emitter, fake, inputs, out, bits, table, tuple(model.observed(i) for i in node.inputs))
     BY_NAME[node.op].lower(low)
-
-
-def _observed(model: FakeQuantModel, name: str) -> Reals | None:
-    """Range that calibration saw of a node's value; None if it did not look."""
-    fake = model.quantizer(name)
-    if fake is None or (fake.low == 0 and fake.high == 0 and fake.spec.scale is not None):
-        return None
-    return float(fake.low), float(fake.high)
 
 
 def _preserve(emitter: Emitter, model: FakeQuantModel, name: str, fake: FakeOp) -> None:

@@ -19,6 +19,8 @@ _LIMITS: dict[str, tuple[int, int]] = {
 }
 BYTES: dict[str, int] = {"int8": 1, "int16": 2, "int32": 4, "float32": 4}
 DEAD_SCALE = 2.0**-24
+DEAD = 2.0**-64
+"""A largest magnitude below this counts as 0."""
 """Scale of a tensor or channel that is zero everywhere."""
 
 
@@ -43,10 +45,10 @@ def check_scale(scale: float, where: str) -> float:
 def scale_of(threshold: float, dtype: str, where: str = "scale") -> float:
     """Scale that maps ``[-threshold, threshold]`` on all codes of ``dtype``: ``2 T / (qmax - qmin)``.
 
-    ``threshold`` is in the tensor's own unit. 0 gives :data:`DEAD_SCALE`.
+    ``threshold`` is in the tensor's own unit. One below :data:`DEAD` gives :data:`DEAD_SCALE`.
     """
     qmin, qmax = limits(dtype)
-    if threshold == 0:
+    if 0 <= threshold < DEAD:
         return DEAD_SCALE
     return check_scale(float(np.float32(threshold)) * 2.0 / (qmax - qmin), where)
 

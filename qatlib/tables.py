@@ -326,6 +326,8 @@ def _divisions(values: Floats, first: int, s_x: float, spec: TableSpec, where: s
     divisions = [(name, (starts, np.full(len(starts), _coarsest(len(values))))) for name, starts in found]
     if spec.division in ("curvature", "auto"):
         divisions.append(("curvature", _curved(values, spec)))
+        # Entries left over let a segment be refined whose last entry would lie beyond 16 bits.
+        divisions.append(("curvature", _curved(values, replace(spec, entries=max(2, spec.entries // 2)))))
     return [(name, _refined(values, parts, spec.entries)) for name, parts in divisions]
 
 
@@ -333,12 +335,18 @@ def _coarsest(codes: int) -> int:
     return min(LARGEST_STEP, max(0, codes - 1).bit_length())
 
 
-def _chord_errors(values: Floats, h: int) -> Floats:
-    """At every code of a segment, the distance of ``values`` from the chord between the entries around it."""
+def _chord_errors(values: Floats, h: int, reach: Reals) -> Floats:
+    """At every code of a segment, the distance of ``values`` from the chord between the entries around it.
+
+    The entry behind the last code, where the last step passes it, is cut to what an entry can hold, ``reach``.
+    """
     u = np.arange(len(values))
     a = (u >> h) << h
     b = np.minimum(a + (1 << h), len(values) - 1)
     slope = (values[b] - values[a]) / np.maximum(b - a, 1)
+    last = a[-1]
+    end = np.clip(values[last] + slope[last] * (1 << h), *reach)
+    slope[last:] = (end - values[last]) / (1 << h)
     errors: Floats = np.abs(values[a] + slope * (u - a) - values)
     return errors
 
@@ -357,7 +365,8 @@ def _curved(values: Floats, spec: TableSpec) -> Parts:
     coarsest = _coarsest(len(values))
     errors = np.empty((coarsest + 1, len(values)), np.float32)
     for h in range(coarsest + 1):
-        largest = np.maximum.reduceat(_chord_errors(values, h), np.arange(0, len(values), 1 << h))
+        chords = _chord_errors(values, h, _reach(values))
+        largest = np.maximum.reduceat(chords, np.arange(0, len(values), 1 << h))
         errors[coarsest - h] = np.repeat(largest, 1 << h)[: len(values)]
     best, low, high = (np.zeros(1, np.int64), np.array([coarsest])), -12.0, 17.0
     for _ in range(14):
@@ -393,7 +402,8 @@ def _refined(values: Floats, parts: Parts, entries: int) -> Parts:
     starts, steps = parts[0], parts[1].copy()
     segments = np.split(values, starts[1:])
     lengths = np.array([len(segment) for segment in segments])
-    errors = np.array([_chord_errors(part, h).max() for part, h in zip(segments, steps.tolist(), strict=True)])
+    reach = _reach(values)
+    errors = np.array([_chord_errors(part, h, reach).max() for part, h in zip(segments, steps.tolist(), strict=True)])
     while True:
         pieces = _pieces(lengths, steps)
         finer = _pieces(lengths, np.maximum(steps - 1, 0)) - pieces
@@ -402,15 +412,26 @@ def _refined(values: Floats, parts: Parts, entries: int) -> Parts:
             return starts, steps
         k = int(np.argmax(np.where(able, errors, -1.0)))
         steps[k] -= 1
-        errors[k] = _chord_errors(segments[k], int(steps[k])).max()
+        errors[k] = _chord_errors(segments[k], int(steps[k]), reach).max()
+
+
+def _extra_bits(values: Floats) -> int:
+    """Bits of the entries below an output code: as many as 16 bits leave."""
+    largest = float(np.abs(values).max())
+    return next(e for e in range(15, -1, -1) if largest * 2**e <= 2**15 or e == 0)
+
+
+def _reach(values: Floats) -> Reals:
+    """Least and largest value of an entry, in output codes."""
+    low, high = (end / 2 ** _extra_bits(values) for end in _INT16)
+    return low, high
 
 
 def _segmented(
     division: str, values: Floats, parts: Parts, codes: Range, symmetry: str, span: Reals | None, clamp: Range
 ) -> Table:
     """Entries of every segment. A last step that passes the segment's last code is the chord through that code."""
-    largest = float(np.abs(values).max())
-    extra = next(e for e in range(15, -1, -1) if largest * 2**e <= 2**15 or e == 0)
+    extra = _extra_bits(values)
     entries: list[Floats] = []
     offsets, stored = [], 0
     for segment, h in zip(np.split(values, parts[0][1:]), parts[1].tolist(), strict=True):

@@ -13,7 +13,7 @@ from qatlib.errors import TrainingError
 from qatlib.fake.observer import Histogram
 from qatlib.fake.qconfig import FakeQuantSpec
 from qatlib.fake.state import FakeQuantState, StateCell
-from qatlib.qtype import DEAD_SCALE, check_scale, limits, scale_of
+from qatlib.qtype import DEAD, DEAD_SCALE, check_scale, limits, scale_of
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -60,15 +60,17 @@ def relevant(x: Tensor, below_maximum: Sequence[Any] | None) -> Tensor:
     return torch.where(top > -torch.inf, torch.maximum(x, top - distance), torch.zeros_like(x))
 
 
-def within_reach(f: Callable[[Tensor], Tensor], x: Tensor, read: FakeQuantize) -> Tensor:
-    """``f(x)`` for a function with poles, such as log, on values that ``read`` quantized.
+def within_reach(
+    f: Callable[[Tensor], Tensor], x: Tensor, observed: tuple[float, float] | None, scale: Tensor
+) -> Tensor:
+    """``f(x)`` for a function with poles, such as log, on values in codes of ``scale``.
 
-    Where f is not finite it is taken at the nearest end of the calibrated range, as the table will be (section 4 of
-    ``docs/numerics.md``, Tables). Where its slope is not finite, as that of sqrt at 0, no gradient passes.
+    Where f is not finite it is taken at the nearest end of the calibrated range ``observed``, as the table will be
+    (section 4 of ``docs/numerics.md``, Tables). Where its slope is not finite, as of sqrt at 0, no gradient passes.
     """
-    low, high = read.low, read.high
-    if bool(low < high):
-        quantized = ((end / read.scale).round() * read.scale for end in (low, high))
+    if observed is not None and observed[0] < observed[1]:
+        low, high = (scale.new_tensor(end) for end in observed)
+        quantized = ((end / scale).round() * scale for end in (low, high))
         wide = tuple(
             pick(a, b) for pick, a, b in zip((torch.minimum, torch.maximum), (low, high), quantized, strict=True)
         )
@@ -113,19 +115,23 @@ class FakeQuantize(nn.Module):
     def calibrated(self) -> bool:
         return float(self.scale) > 0
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, telling: Tensor | None = None) -> Tensor:
+        """``x`` quantized, as the state says; ``telling`` are the elements that count for the scale, default all."""
         state = self._cell.state
+        seen = x.detach() if telling is None else telling.detach()
         if state is FakeQuantState.CALIBRATION:
-            self.histogram.update(self._relevant(x.detach()), self.where)
+            self.histogram.update(self._relevant(seen), self.where)
             return x
         if state is FakeQuantState.QAT and self.spec.scale is None and self.spec.averaging_constant > 0:
-            self._follow(self._relevant(x.detach()))
+            self._follow(self._relevant(seen))
         return fake_quantize(x, self.scale, self.spec.dtype)
 
     def _relevant(self, x: Tensor) -> Tensor:
         return relevant(x, self.below_maximum)
 
     def _follow(self, x: Tensor) -> None:
+        if x.numel() == 0:
+            return
         low, high = torch.aminmax(x)
         current = torch.maximum(-low, high)
         if not bool(torch.isfinite(current)):
@@ -164,7 +170,7 @@ class ConstantFakeQuantize(FakeQuantize):
         super().__init__(spec, cell, where)
         self._measure(value.detach())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, telling: Tensor | None = None) -> Tensor:
         self._measure(x.detach())
         return fake_quantize(x, self.scale, self.spec.dtype) if self._cell.state.quantizes else x
 
@@ -173,7 +179,7 @@ class ConstantFakeQuantize(FakeQuantize):
         self.high.copy_(x.max())
         largest = float(x.abs().max())
         if x.dim() == 0:
-            self.scale.fill_(check_scale(largest / 64, self.where) if largest else DEAD_SCALE)
+            self.scale.fill_(check_scale(largest / 64, self.where) if largest >= DEAD else DEAD_SCALE)
         elif self.spec.scale is None:
             self.scale.fill_(scale_of(largest, self.spec.dtype, self.where))
 
@@ -193,7 +199,7 @@ class WeightFakeQuantize(nn.Module):
         qmin, qmax = limits(self.spec.dtype)
         largest = weight.detach().abs().flatten(1).amax(1)
         scale = (largest.double() * 2 / (qmax - qmin)).float()
-        return torch.where(largest == 0, torch.full_like(scale, DEAD_SCALE), scale)
+        return torch.where(largest < DEAD, torch.full_like(scale, DEAD_SCALE), scale)
 
     def quantized(self, weight: Tensor, scales: Tensor) -> Tensor:
         """Fake-quantized weights."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from qatlib.fake.qconfig import QConfig
 from qatlib.fake.state import FakeQuantState, StateCell
 from qatlib.graph.ir import CONSTANT, INPUT, OPAQUE, Graph, Node
 from qatlib.ops.base import BY_NAME
-from qatlib.qtype import BOOL, FLOAT, INT32, DType, QType
+from qatlib.qtype import BOOL, FLOAT, INT32, DType, QType, limits
 
 Visit = Callable[[Node, tuple[Tensor, ...], Tensor], None]
 
@@ -61,6 +62,7 @@ class FakeOp(nn.Module):
         weighted = qconfig is not None and "weight" in node.params
         self.weight_fake_quant = WeightFakeQuantize(qconfig.weight) if qconfig and weighted else None
         self._input_quantizer: tuple[FakeQuantize, ...] = ()
+        self._input_range: Callable[[], tuple[float, float] | None] = lambda: None
         spec = qconfig.activation if qconfig and quantizes_output else None
         self.activation_post_process: FakeQuantize | None = None
         if spec and node.op == CONSTANT:
@@ -83,7 +85,10 @@ class FakeOp(nn.Module):
         operator = BY_NAME[self.node.op]
         if self._input_quantizer and self._cell.state.quantizes and operator.has_poles(self.node.attrs):
             return within_reach(
-                lambda x: operator.forward(self.node.attrs, params, x), inputs[0], *self._input_quantizer
+                lambda x: operator.forward(self.node.attrs, params, x),
+                inputs[0],
+                self._input_range(),
+                self._input_quantizer[0].scale,
             )
         return operator.forward(self.node.attrs, params, *inputs)
 
@@ -117,10 +122,19 @@ class FakeOp(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         out = self.compute(*inputs)
         if self.activation_post_process is not None:
-            out = self.activation_post_process(out)
-        elif self._input_quantizer and self._cell.state.quantizes and BY_NAME[self.node.op].rounds:
+            out = self.activation_post_process(out, self._telling(inputs, out))
+        elif self._input_quantizer and self._cell.state.quantizes and BY_NAME[self.node.op].rounds(self.node.attrs):
             out = fake_quantize(out, self._input_quantizer[0].scale, self._input_quantizer[0].spec.dtype)
         return out
+
+    def _telling(self, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+        """Of 1/x and the like, the values where x is not below half a code: there, the code is 0 and the value huge."""
+        state, node = self._cell.state, self.node
+        if not (self._input_quantizer and state.observes and BY_NAME[node.op].blows_up_at_zero(node.attrs)):
+            return None
+        _, qmax = limits(self._input_quantizer[0].spec.dtype)
+        size = inputs[0].detach().abs()
+        return out[size > size.amax() / (2 * qmax)]
 
     def extra_repr(self) -> str:
         fused = f" [+ {' + '.join(self.node.absorbed)}]" if self.node.absorbed else ""
@@ -154,10 +168,11 @@ class FakeQuantModel(nn.Module):
                 self._place(node.name, op)
                 operator = BY_NAME.get(node.op)
                 reads_scale = op.weight_fake_quant is not None or (
-                    operator is not None and (operator.rounds or operator.has_poles(node.attrs))
+                    operator is not None and (operator.rounds(node.attrs) or operator.has_poles(node.attrs))
                 )
                 if reads_scale and not op.hybrid and (quantizer := self._quantizer(node.inputs[0])):
                     op._input_quantizer = (quantizer,)  # in a tuple: it belongs to another op
+                    op._input_range = partial(self.observed, node.inputs[0])
 
     def _place(self, name: str, op: FakeOp) -> None:
         """Register ``op`` under its dotted name: submodules and state dicts then read like the user's model."""
@@ -178,6 +193,22 @@ class FakeQuantModel(nn.Module):
         if op.activation_post_process is None and BY_NAME[op.node.op].keeps_scale:
             return self._quantizer(op.node.inputs[0])
         return op.activation_post_process
+
+    def observed(self, name: str) -> tuple[float, float] | None:
+        """Range of real values that calibration saw of a node, None if it did not look.
+
+        Of a node that keeps the format of its input: what becomes of the input's range.
+        """
+        op = self._ops.get(name)
+        if op is None or op.hybrid:
+            return None
+        if op.activation_post_process is None and BY_NAME[op.node.op].keeps_scale:
+            seen = self.observed(op.node.inputs[0])
+            return None if seen is None else BY_NAME[op.node.op].real_range(op.node.attrs, *seen)
+        fake = op.activation_post_process
+        if fake is None or (fake.low == 0 and fake.high == 0 and fake.spec.scale is not None):
+            return None
+        return float(fake.low), float(fake.high)
 
     # -- state ---------------------------------------------------------------------------------------------------
 

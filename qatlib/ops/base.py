@@ -170,8 +170,6 @@ class Operator(ABC):
     methods: ClassVar[tuple[str, ...]] = ()
     keeps_scale: ClassVar[bool] = False
     """True if the output has the format of the first input: bits are moved or clamped, never rescaled."""
-    rounds: ClassVar[bool] = False
-    """True if an operator that keeps the scale makes values between the codes, which are rounded to them again."""
     takes_clamp: ClassVar[bool] = False
     """True if a relu after it can be its output clamp (attribute ``clamp``)."""
 
@@ -195,9 +193,21 @@ class Operator(ABC):
         """Whether it is a function of one tensor that, or whose slope, is infinite or undefined at some inputs."""
         return False
 
+    def rounds(self, attrs: Attrs) -> bool:
+        """Whether an operator that keeps the scale makes values that are no codes, which are rounded to codes again."""
+        return False
+
+    def blows_up_at_zero(self, attrs: Attrs) -> bool:
+        """Whether it has poles, and the one at 0 makes values there that say nothing of those elsewhere: 1/x."""
+        return False
+
     @abstractmethod
     def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:
         """The operator in float."""
+
+    def real_range(self, attrs: Attrs, low: float, high: float) -> tuple[float, float]:
+        """Of an operator that keeps the scale: the range of its output where that of its first input is [low, high]."""
+        return low, high
 
     def lower(self, low: Lowering) -> None:
         """Emit the Program op(s) of one node; see :class:`qatlib.lowering.Lowering`."""

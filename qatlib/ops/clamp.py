@@ -129,6 +129,17 @@ class Clamp(Operator):
     def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:
         return apply_clamp(inputs[0], attrs["clamp"])
 
+    def rounds(self, attrs: Attrs) -> bool:
+        """The bounds are no codes, unless they are 0."""
+        return any(bound not in (0, None) for bound in attrs["clamp"])
+
+    def real_range(self, attrs: Attrs, low: float, high: float) -> tuple[float, float]:
+        least, most = (
+            default if bound is None else bound
+            for bound, default in zip(attrs["clamp"], (-math.inf, math.inf), strict=True)
+        )
+        return min(max(low, least), most), min(max(high, least), most)
+
     def lower(self, low: Lowering) -> None:
         lo, hi = low.output_clamp()
         low.emit(self.name, {"lo": lo, "hi": hi})

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qatlib.factors import factor, fused_factors
+from qatlib.factors import fused_factors, lone_factor
 from qatlib.integer import INT32, Product, Requantizer
 from qatlib.ops.accumulator import Accumulator
 from qatlib.ops.base import Attrs, Call, Cost, Kernel, Operator, Params, Range, Ref, Traced
@@ -101,7 +101,7 @@ class Dense(Operator):
             roles, r2 = ("multiplier", "addend_multiplier", "shift"), low.input_scale(1) / low.output_scale
             rows: list[tuple[int, ...]] = [fused_factors(r1, r2, low.bits, low.name) for r1 in ratios.tolist()]
         else:
-            rows = [factor(r1, low.bits, low.name) for r1 in ratios.tolist()]
+            rows = [lone_factor(r1, low.bits, low.name) for r1 in ratios.tolist()]
         columns = zip(*rows, strict=True)
         return {role: torch.tensor(column, dtype=torch.int32) for role, column in zip(roles, columns, strict=True)}
 

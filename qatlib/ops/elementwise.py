@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qatlib.errors import ProgramError, QConfigError
-from qatlib.factors import factor
+from qatlib.factors import NOTHING, factor, lone_factor
 from qatlib.integer import Requantizer
 from qatlib.ops.base import Attrs, Call, Content, Operator, Range, Ref
 from qatlib.program import Op, Program
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from qatlib.export.integer import IntegerGraph
     from qatlib.export.qdq import QdqGraph
     from qatlib.lowering import Lowering
-
-NOTHING = 2.0**-40
-"""A factor below this moves no code: a 16-bit code times it stays below 2^-24."""
 
 
 class Elementwise(Operator):
@@ -85,17 +82,6 @@ def operand(call: Call, value: Any, content: Content) -> Ref:
 
 
 # -- factors -----------------------------------------------------------------------------------------------------------
-
-
-def lone_factor(r: float, bits: int, where: str) -> tuple[int, int]:
-    """``(M, n)`` of one term, section 4: no factor is too small or too large for it."""
-    if not math.isfinite(r):
-        raise ProgramError("QAT171", where, f"scale ratio {r} is not finite", "Recalibrate")
-    if r < NOTHING:
-        return 0, 0
-    if r >= 2.0**bits - 0.5:
-        return (1 << bits) - 1, 0
-    return factor(r, bits, where)
 
 
 def sum_factors(

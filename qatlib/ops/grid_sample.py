@@ -65,7 +65,6 @@ class GridSample(Operator):
     name = "grid_sample"
     functions = (F.grid_sample, torch.grid_sampler, warp)
     keeps_scale = True
-    rounds = True
 
     def trace(self, call: Call) -> Traced:
         if call.function is torch.grid_sampler:
@@ -106,6 +105,9 @@ class GridSample(Operator):
                 f"its grid is {inputs[1]}, which has too few codes for positions in an image",
                 "Give the grid activation: int16 in qconfig (of the input or the operator that makes it)",
             )
+
+    def rounds(self, attrs: Attrs) -> bool:
+        return True
 
     def lower(self, low: Lowering) -> None:
         unit = low.attrs["unit"]

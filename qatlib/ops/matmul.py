@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from qatlib.errors import ProgramError, QConfigError
+from qatlib.factors import lone_factor
 from qatlib.integer import EXACT_FLOAT32, EXACT_FLOAT64, INT32, Requantizer, Route
 from qatlib.ops.base import Attrs, Call, Cost, Format, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.composite import Composite
-from qatlib.ops.elementwise import lone_factor
 from qatlib.program import Op, Program
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from qatlib.factors import lone_factor
 from qatlib.integer import Requantizer
 from qatlib.ops.base import Attrs, Call, Format, Kernel, Params, Range, Ref, Traced
 from qatlib.ops.clamp import apply_clamp, export_clamp
@@ -18,7 +19,6 @@ from qatlib.ops.elementwise import (
     constants,
     export_reals,
     export_saturated,
-    lone_factor,
     number,
     operand,
     promoted,

@@ -63,6 +63,9 @@ class Neg(SignChange):
     def compute(self, x: Tensor) -> Tensor:
         return -x
 
+    def real_range(self, attrs: Attrs, low: float, high: float) -> tuple[float, float]:
+        return -high, -low
+
     def out_range(self, op: Op, value: Value, ranges: Sequence[Range]) -> Range:
         lo, hi = ranges[0]
         return -hi, min(-lo, value.qtype.limits[1])
@@ -76,6 +79,9 @@ class Abs(SignChange):
 
     def compute(self, x: Tensor) -> Tensor:
         return x.abs()
+
+    def real_range(self, attrs: Attrs, low: float, high: float) -> tuple[float, float]:
+        return max(low, -high, 0.0), max(-low, high)
 
     def out_range(self, op: Op, value: Value, ranges: Sequence[Range]) -> Range:
         lo, hi = ranges[0]

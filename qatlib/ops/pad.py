@@ -80,6 +80,13 @@ class Pad(Movement):
                 x = x.index_select(axis, torch.tensor(sources(size, pair, attrs["mode"]), device=x.device))
         return x
 
+    def rounds(self, attrs: Attrs) -> bool:
+        return bool(attrs["mode"] == "constant" and attrs["value"] != 0)
+
+    def real_range(self, attrs: Attrs, low: float, high: float) -> tuple[float, float]:
+        filled = float(attrs["value"]) if attrs["mode"] == "constant" else low
+        return min(low, filled), max(high, filled)
+
     def lower(self, low: Lowering) -> None:
         value, scale = low.attrs["value"], low.out.scale
         lo, hi = low.out.limits

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qatlib.factors import lone_factor
 from qatlib.integer import EXACT_FLOAT32, INT32, Requantizer
 from qatlib.ops.base import Attrs, Call, Cost, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.composite import INT16, Composite
-from qatlib.ops.elementwise import lone_factor
 from qatlib.program import Op, Program, Value
 
 if TYPE_CHECKING:

@@ -106,13 +106,15 @@ class ResizeLinear(Operator):
 
     name = "resize_linear"
     keeps_scale = True
-    rounds = True
 
     def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:
         x = inputs[0]
         for axis, weights in enumerate(attrs["weights"], start=2):
             x = _along(x, torch.tensor(weights, dtype=x.dtype, device=x.device), axis)
         return x
+
+    def rounds(self, attrs: Attrs) -> bool:
+        return True
 
     def lower(self, low: Lowering) -> None:
         matrices = low.attrs["weights"]

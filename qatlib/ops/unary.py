@@ -188,6 +188,9 @@ class Unary(Operator):
             return False
         return attrs["function"] in POLES
 
+    def blows_up_at_zero(self, attrs: Attrs) -> bool:
+        return attrs["function"] in ("rsqrt", "reciprocal") or (attrs["function"] == "pow" and attrs["exponent"] < 0)
+
     def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:
         return evaluate(attrs, inputs[0])
 

@@ -61,7 +61,7 @@ def test_weights_per_channel_with_a_dead_channel() -> None:
     scales, codes = fake.scales(weight), fake.codes(weight, fake.scales(weight))
     for channel in range(6):
         largest = float(weight[channel].abs().max())
-        wanted = np.float32(2 * largest / 255) if largest else np.float32(DEAD_SCALE)
+        wanted = np.float32(2 * largest / 255) if largest >= 2.0**-64 else np.float32(DEAD_SCALE)
         assert float(scales[channel]) == wanted
         np.testing.assert_array_equal(codes[channel], np.clip(np.rint(weight[channel].numpy() / wanted), -128, 127))
     assert codes[2].abs().max() == 0

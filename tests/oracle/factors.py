@@ -59,11 +59,13 @@ def sum_factor(r1: float, r2: float, bits: int, reach: tuple[int, int], qmin_y: 
 
 def addend_factor(r1: float, r2: float, bits: int) -> tuple[int, int, int]:
     """``(M1, M2, n)`` of an accumulator with the factor ``r1`` and an addend with ``r2``; raises FactorError."""
-    _, n = factor(r1, bits)
-    n = _fitting(Fraction(r2), n)
+    if Fraction(r1) < TINY:
+        return (0, *lone_factor(r2, bits))
+    m1, alone = lone_factor(r1, bits)
+    n = _fitting(Fraction(r2), alone)
     if n < 0:
         raise FactorError(f"{r2!r} does not fit an int32 multiplier")
-    return round(Fraction(r1) * 2**n), _significant(Fraction(r2) * 2**n, bits), n
+    return m1 if n == alone else round(Fraction(r1) * 2**n), _significant(Fraction(r2) * 2**n, bits), n
 
 
 def signed_pair(r: float, r_negative: float, bits: int) -> tuple[int, int, int]:
