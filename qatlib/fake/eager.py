@@ -60,7 +60,7 @@ def _given(model: nn.Module) -> dict[str, QConfig | None]:
             "no module has a qconfig attribute, so nothing is quantized",
             "Set model.qconfig = qatlib.get_default_qconfig()",
         )
-    return given  # type: ignore[return-value]
+    return given
 
 
 def _nearest(node: Node, given: Mapping[str, QConfig | None]) -> QConfig | None:
