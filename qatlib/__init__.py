@@ -22,6 +22,7 @@ _HOME = {
         "get_default_qconfig",
     ),
     "qatlib.fake.model": ("FakeQuantModel", "set_fake_quantize", "set_preserve_qat_mode"),
+    "qatlib.fake.eager": ("prepare_qat",),
     "qatlib.fake.prepare": ("fuse_fx", "prepare_qat_fx"),
     "qatlib.fake.calibrate": ("calibrate",),
     "qatlib.conversion": ("IntegerModel", "convert", "convert_fx", "to_program"),

@@ -27,6 +27,7 @@ from qatlib.ops.base import BY_NAME
 from qatlib.qtype import BOOL, FLOAT, INT32, DType, QType, limits
 
 Visit = Callable[[Node, tuple[Tensor, ...], Tensor], None]
+Instead = Callable[[Node, Tensor], Tensor]
 
 
 class FakeOp(nn.Module):
@@ -241,18 +242,22 @@ class FakeQuantModel(nn.Module):
     # -- running -------------------------------------------------------------------------------------------------
 
     def forward(self, *inputs: Tensor) -> Any:
-        return self._run(inputs, None)
+        return self._run(inputs)
 
     def walk(self, *inputs: Tensor, visit: Visit) -> Any:
         """Forward that calls ``visit(node, inputs, output)`` after every node."""
-        return self._run(inputs, visit)
+        return self._run(inputs, visit=visit)
+
+    def substituted(self, *inputs: Tensor, instead: Instead) -> Any:
+        """Forward in which ``instead(node, output)`` takes the place of every node's output."""
+        return self._run(inputs, instead=instead)
 
     def compute(self, name: str, *inputs: Tensor) -> Tensor:
         """One node on given inputs, with its output quantized as the state says."""
         result: Tensor = self._ops[name](*inputs)
         return result
 
-    def _run(self, inputs: tuple[Tensor, ...], visit: Visit | None) -> Any:
+    def _run(self, inputs: tuple[Tensor, ...], visit: Visit | None = None, instead: Instead | None = None) -> Any:
         names = self.graph.inputs
         if len(inputs) != len(names):
             raise QConfigError("QAT143", "inputs", f"got {len(inputs)} tensors for {list(names)}", "Pass one each")
@@ -260,6 +265,8 @@ class FakeQuantModel(nn.Module):
         for name, op in self._ops.items():
             arguments = tuple(values[i] for i in op.node.inputs)
             values[name] = op(*arguments)
+            if instead is not None:
+                values[name] = instead(op.node, values[name])
             if visit is not None:
                 visit(op.node, arguments, values[name])
         return tree_unflatten([values[name] for name in self.graph.outputs], self.graph.structure)

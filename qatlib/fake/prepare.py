@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -216,8 +216,25 @@ def prepare_qat_fx(
     rules: dict[str, Any] = {"": QConfig()}
     rules |= qconfig_dict if isinstance(qconfig_dict, Mapping) else {"": qconfig_dict or QConfig()}
     graph = fuse_fx(model, example_inputs, leaf, wrap)
-    chosen = {node.name: _by_priority(model, node, rules) for node in graph.nodes}
     _check_rules_hit(graph, rules)
+    chosen = {node.name: _by_priority(model, node, rules) for node in graph.nodes}
+    return prepare_chosen(graph, chosen, hybrid, hybrid_dict, rules[""], set(dict(rules.get("module_name", {}))))
+
+
+def prepare_chosen(
+    graph: Graph,
+    chosen: Mapping[str, QConfig | None],
+    hybrid: bool,
+    hybrid_dict: Mapping[str, Sequence[Any]] | None,
+    default: QConfig | None,
+    named: Container[str] = (),
+) -> FakeQuantModel:
+    """FakeQuantModel of a fused graph with a QConfig, or None for float, chosen for every node.
+
+    ``named`` are nodes whose QConfig the user gave by name: it outranks the format that an inner step asks for. A
+    convolution or linear at the output keeps its accumulator if its QConfig is ``default``. Raises QConfigError
+    (QAT146) for float operators without ``hybrid``, or if no operator is left to quantize.
+    """
     floats = {name for name, qconfig in chosen.items() if qconfig is None}
     if hybrid_dict:
         floats |= _named(graph, hybrid_dict)
@@ -229,15 +246,17 @@ def prepare_qat_fx(
             f"{len(floats)} operators are to stay float",
             "Pass hybrid=True, or give them a qconfig",
         )
-
-    default = rules[""] or QConfig()
-    named = set(dict(rules.get("module_name", {})))
+    if all(node.name in floats for node in graph.nodes if node.op not in (INPUT, CONSTANT, OPAQUE)):
+        raise QConfigError(
+            "QAT146", "hybrid", "every operator stays float, so nothing is quantized", "Give some operators a qconfig"
+        )
+    standard = default or QConfig()
 
     def choose(node: Node) -> QConfig:
-        found = chosen.get(node.name) or (chosen.get(node.inputs[0]) if node.op == "quantize" else None) or default
+        found = chosen.get(node.name) or (chosen.get(node.inputs[0]) if node.op == "quantize" else None) or standard
         if node.format is not None and node.name not in named:
             return found.with_format(node.format)
-        if found is default and node.name in chosen and is_high_precision_candidate(graph, node):
+        if found is standard and node.name in chosen and is_high_precision_candidate(graph, node):
             return replace(found, activation=None)
         return found
 
