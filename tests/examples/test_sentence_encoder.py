@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from torch import Tensor, fx, nn
 
-from examples.efficientnet_lite0 import wheels
+from examples import wheels
 from examples.sentence_encoder import data, fetch, metric, model, prepare, text
 from qatlib.errors import CheckpointError, DataError
 from qatlib.pipeline.checkpoint import load_weights, save_tensors

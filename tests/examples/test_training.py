@@ -19,7 +19,7 @@ from torch import Tensor
 import examples.detector.train
 import examples.recurrent.train
 import examples.warp.train
-from examples.fashion_mnist.settings import Settings, load_settings
+from examples.settings import Settings, load_settings
 from examples.training import Example
 from qatlib.errors import QatError, TrainingError
 from qatlib.pipeline.config import load_config
