@@ -11,9 +11,10 @@ from click.testing import CliRunner
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from examples.fashion_mnist import data, fetch, idx, model, source, train
+from examples.fashion_mnist import data, model, train
 from examples.settings import Settings, load_settings
 from qatlib.errors import TrainingError
+from tests.examples.needed import available
 
 FOLDER = Path(train.__file__).parent
 PROJECT = FOLDER.parents[1]
@@ -133,10 +134,8 @@ def test_the_shipped_params_are_legal() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not fetch.INSTALLED.is_dir() and not all((source.cache_folder() / name).is_file() for name in idx.FILES),
-    reason="Fashion-MNIST is neither installed nor in the cache",
-)
 def test_one_epoch_on_a_part_of_the_real_images_learns(tmp_path: Path) -> None:
+    with available():
+        data.build("test")
     metrics = train.train(settings(None, limit=10_000, epochs=1, batch_size=64, lr=0.1), tmp_path)
     assert metrics["val_accuracy"] > 0.75
