@@ -22,7 +22,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from examples.fashion_mnist.settings import Settings, TrainSettings, load_settings
+from examples.settings import Settings, TrainSettings, load_settings
 from qatlib.errors import QatError, TrainingError
 from qatlib.pipeline.checkpoint import save_tensors
 from qatlib.pipeline.config import RuntimeParams, load_config

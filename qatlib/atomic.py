@@ -107,6 +107,18 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: str | Path, document: Any) -> None:
-    """JSON with sorted keys, so that equal content gives equal bytes; NaN and infinity raise ValueError."""
-    write_text(path, json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n")
+def write_json(path: str | Path, document: Any, rows: str | None = None) -> None:
+    """JSON with sorted keys, so that equal content gives equal bytes; NaN and infinity raise ValueError.
+
+    The items of the list ``document[rows]`` take one line each, so that a long table reads, and differs, row by row.
+    """
+    items = [] if rows is None else [_json(item) for item in document.get(rows, ())]
+    text = _json({**document, rows: []} if items else document, indent=2)
+    if items:
+        head = f'\n  "{rows}": ['  # two spaces: the outermost level
+        text = text.replace(f"{head}]", f"{head}\n    " + ",\n    ".join(items) + "\n  ]")
+    write_text(path, text + "\n")
+
+
+def _json(document: Any, indent: int | None = None) -> str:
+    return json.dumps(document, indent=indent, sort_keys=True, allow_nan=False)

@@ -38,7 +38,7 @@ def main(config: Config) -> None:
     checked = check_compiled(project, program, executable, config.compile.check_images)
     scored = project.evaluate(lambda *inputs: program.nest(executable.run(*inputs)), "test")
     executable.save("artifacts/executable")
-    write_json(f"{REPORTS}/performance.json", executable.performance.to_dict())
+    write_json(f"{REPORTS}/performance.json", executable.performance.to_dict(), rows="ops")
     write_metrics(
         f"{REPORTS}/metrics.json",
         "compiled",

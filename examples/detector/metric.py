@@ -1,4 +1,6 @@
-"""Mean average precision of detections, from the definition of PASCAL VOC 2010: precision at every recall."""
+"""Mean average precision of detections, by the definition of PASCAL VOC 2010 (precision at every recall), and the
+agreement of two detectors.
+"""
 
 from __future__ import annotations
 
@@ -75,6 +77,45 @@ class MeanAveragePrecision:
                 taken.add(item)
                 hits[rank] = 1
         return torch.stack([scores, classes.to(scores), hits], 1)
+
+
+class Agreement:
+    """Share of the decisions that two detectors have in common; targets are the other's outputs.
+
+    A detector decides at a location whose best class score is 0.5 or more. Locations count where either decides.
+    """
+
+    name = "agreement"
+    higher_is_better = True
+
+    def __init__(self) -> None:
+        self._equal, self._taken = 0, 0
+
+    def update(self, outputs: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor]) -> None:
+        ours, others = _decisions(outputs[0]), _decisions(targets[0])
+        either = (ours >= 0) | (others >= 0)
+        self._equal += int((ours == others)[either].sum())
+        self._taken += int(either.sum())
+
+    def compute(self) -> float:
+        if self._taken == 0:
+            raise DataError("QAT110", self.name, "has seen no decision", "Evaluate at least one scene with an item")
+        return self._equal / self._taken
+
+
+def against(targets: Tensor, outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Targets of :class:`Agreement` with the detector that gave ``outputs``."""
+    return outputs
+
+
+def _decisions(scores: Tensor) -> Tensor:
+    """Class ``[N, A]`` of the best score of each location, -1 where that is below 0.5; scores ``[N, C, A]``."""
+    best = scores.max(1)
+    return torch.where(best.values >= 0.5, best.indices, -1)
+
+
+METRICS = (MeanAveragePrecision,)
+RELATIVE = (Agreement,)
 
 
 def average_precision(hits: Tensor, truths: int) -> float:

@@ -82,5 +82,9 @@ def distillation(outputs: Tensor, targets: Targets) -> Tensor:
 
 
 METRICS = (Agreement, LabelAccuracy, LogitSqnr)
-OF_LABELS = (LabelAccuracy,)
-"""Those that compare with labels, not with another network."""
+RELATIVE = (Agreement, LogitSqnr)
+
+
+def against(targets: Targets, outputs: Tensor) -> Targets:
+    """Targets with the network that gave ``outputs`` in the place of the float network."""
+    return {**targets, "float": outputs}

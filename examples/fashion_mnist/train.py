@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from examples.fashion_mnist import data, model
-from examples.fashion_mnist.settings import Settings, TrainSettings, load_settings
+from examples.settings import Settings, TrainSettings, load_settings
 from qatlib.atomic import write_bytes, write_json
 from qatlib.errors import QatError, TrainingError
 

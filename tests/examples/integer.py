@@ -3,80 +3,52 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import csv
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from examples import lsb_table
-from qatlib.conversion import IntegerModel
+from examples import compare
+from examples.compare import Made
+from qatlib.analysis.agreement import gap_table, write_gap_table
+from qatlib.emulator import Emulator
 from qatlib.export import check_onnx, export_onnx
-from qatlib.fake.model import FakeQuantModel
-from qatlib.pipeline.config import load_config
-from qatlib.pipeline.project import Project
-from qatlib.program import Program
+from tests.examples import committed
+from tests.examples.needed import unavailable
+from tests.oracle import run
 
-ROOT = Path(__file__).parents[2]
-ITEMS = 64
 MOST_SHARE = {"int8": 1e-3, "int16": 2.0**-5, "int32": 1e-3}
 """Share of elements off by one code: section 5 of docs/numerics.md, with multipliers of 20 bits."""
-MOST_SHARE_OF_SAMPLERS = 2e-2
-"""Of interpolation. Halving weights make one result in 16 a tie, which float32 rounds either way; positions of a grid
-are rounded to 2^-10 pixels in integers only."""
+MOST_SHARE_OF_SAMPLERS = 2.5e-2
+"""Of interpolation. When an 8x8 map is doubled, one result in ten is a tie, of which float32 rounds a quarter the other
+way; positions of a grid are rounded to 2^-10 pixels in integers only."""
 SAMPLERS = ("grid_sample", "resize_linear")
-
-Decide = Callable[[Any], Tensor]
-"""Outputs of a batch as decisions ``[N, ...]``; -1 is none."""
-
-
-@dataclass(frozen=True)
-class Made:
-    """What the pipeline left in the folder of an example."""
-
-    folder: Path
-    project: Project
-    model: FakeQuantModel
-    program: Program
 
 
 @contextlib.contextmanager
 def made(name: str) -> Iterator[Made]:
-    """The pipeline's results, loaded; skips the test without them. Torch is as before afterwards."""
-    folder = ROOT / "examples" / name
+    """The pipeline's results, loaded; without them the test cannot be. Torch is as before afterwards."""
+    folder = committed.ROOT / "examples" / name
     needed = ("float.safetensors", "artifacts/qat.safetensors", "artifacts/program")
     missing = [path for path in needed if not (folder / path).exists()]
     if missing:
-        pytest.skip(f"{missing[0]} of examples/{name} is not there: dvc repro examples/{name}/dvc.yaml")
+        unavailable(f"{missing[0]} of examples/{name} is not there: dvc repro examples/{name}/dvc.yaml")
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
         with contextlib.chdir(folder):
-            project = Project(load_config("params.yaml"))
-            model, program = project.load_fake_quant("artifacts/qat.safetensors"), Program.load("artifacts/program")
-            yield Made(folder, project, model, program)
+            yield compare.load(folder)
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
 
 
-def inputs_of(it: Made) -> tuple[Tensor, ...]:
-    inputs, _ = next(iter(it.project.batches("test", ITEMS, ITEMS)))
-    assert len(inputs[0]) == ITEMS
-    return tuple(inputs)
-
-
-def assert_ops_agree(it: Made) -> None:
-    """Every op within its bounds of the fake-quant model's on the same inputs; the committed table has these ops."""
-    found = lsb_table.rows(it.model, it.program, *inputs_of(it))
-    committed = (it.folder / "reports" / "lsb.csv").read_text().splitlines()
-    assert [line.split(",")[:5] for line in committed[1:]] == [
-        line.split(",")[:5] for line in lsb_table.as_csv(found).splitlines()[1:]
-    ]
+def assert_ops_agree(it: Made, scratch: Path) -> None:
+    """Every op within its bounds of the fake-quant model's on the same inputs, and near the committed table."""
+    found = gap_table(it.model, it.program, *it.inputs())
     for row in found:
         if row.kind == "table" and row.dtype == "int16":
             assert row.stored_lsb is not None
@@ -85,61 +57,62 @@ def assert_ops_agree(it: Made) -> None:
         assert row.largest_lsb <= 1, row
         allowed = (MOST_SHARE_OF_SAMPLERS if row.kind in SAMPLERS else MOST_SHARE[row.dtype]) * row.elements
         assert row.differing <= allowed + 3 * math.sqrt(allowed), row
+    rows = csv.DictReader(write_gap_table(found, scratch / "lsb.csv").splitlines())
+    table = csv.DictReader(committed.text(f"examples/{it.folder.name}/reports/lsb.csv").splitlines())
+    for now, then in zip(rows, table, strict=True):
+        _assert_near(now, then)
+
+
+def _assert_near(now: dict[str, str], then: dict[str, str]) -> None:
+    """The same op; differences of the same size. Float kernels of another processor round other results the other way,
+    and train a float model of other weights, so counts may double or halve, and move by what chance does.
+    """
+    exact = ("name", "kind", "dtype", "ops", "elements")
+    assert {key: now[key] for key in exact} == {key: then[key] for key in exact}
+    counts = sorted((int(now["differing"]), int(then["differing"])))
+    assert counts[1] <= 2 * counts[0] + 5 * math.sqrt(counts[1]) + 5, (now, then)
+    assert float(now["share"]) == pytest.approx(int(now["differing"]) / int(now["elements"]), rel=1e-4)
+    assert float(now["largest_lsb"]) == pytest.approx(float(then["largest_lsb"]), abs=1)
+    assert bool(now["stored_lsb"]) == bool(then["stored_lsb"])
+    if now["stored_lsb"]:
+        assert float(now["stored_lsb"]) == pytest.approx(float(then["stored_lsb"]), rel=0.25)
 
 
 def assert_onnx_runtime_gives_the_integers(it: Made, folder: Path) -> None:
-    """0 differing elements in every value of the Program, optimizations on and off."""
-    path = folder / "net.onnx"
+    """0 differing elements in every value of the Program, optimizations on and off, of as many as the docs say."""
+    path, inputs = folder / "net.onnx", it.inputs()
     export_onnx(it.program, path)
-    counts = check_onnx(it.program, path, inputs_of(it))
+    counts = check_onnx(it.program, path, inputs)
     assert set(it.program.values) - set(it.program.inputs) <= set(counts)
     assert {name: count for name, count in counts.items() if count} == {}
+    elements = sum(x.numel() for name, x in Emulator(it.program).trace(*inputs).items() if name in counts)
+    assert committed.shown(it.folder.name)["ONNX Runtime differing"] == f"{sum(counts.values())} of {elements:,}"
 
 
-def agreement(it: Made, decide: Decide) -> float:
-    """Share of equal decisions of fake-quant and integer on the test split, of those that either takes."""
-    integer_model, equal, taken = IntegerModel(it.program, it.project.device), 0, 0
-    with torch.no_grad():
-        for inputs, _ in it.project.batches("test"):
-            fake, integer = decide(it.model(*inputs)), decide(integer_model(*inputs))
-            either = (fake >= 0) | (integer >= 0)
-            equal, taken = equal + int((fake == integer)[either].sum()), taken + int(either.sum())
-    return equal / taken
+def assert_the_oracle_gives_the_integers(it: Made, items: int) -> None:
+    """0 elements of any value differ from the contract in NumPy."""
+    inputs = it.inputs(items)
+    expected, got = run(it.program, *(x.numpy() for x in inputs)), Emulator(it.program).trace(*inputs)
+    assert set(expected) == set(it.program.values)
+    differing = {name: int(np.sum(expected[name] != x.numpy())) for name, x in got.items()}
+    assert {name: count for name, count in differing.items() if count} == {}
 
 
-def assert_metrics_are_the_committed(it: Made) -> None:
-    """Fake-quant and integer score what the reports in git say, and keep the goal on the float metric."""
-    name = it.project.metric().name
-    reports = {stage: _section(it.folder, stage)[name] for stage in ("float_check", "qat", "convert", "compile_sim")}
-    integer = it.project.evaluate(IntegerModel(it.program, it.project.device), "test").value
-    assert it.project.evaluate(it.model, "test").value == pytest.approx(reports["qat"], abs=0.01)
-    assert integer == pytest.approx(reports["convert"], abs=0.01)
-    assert reports["compile_sim"] == reports["convert"]
-    assert integer >= 0.98 * reports["float_check"]
+def assert_scores_are_the_committed(it: Made, **tolerance: float) -> None:
+    """Scored again, the three forms come to the committed values, and those to the metrics of the stages."""
+    name, again, then = it.folder.name, compare.score(it), committed.scores(it.folder.name)
+    assert again.keys() == then.keys()
+    for form, values in then.items():
+        assert again[form] == pytest.approx(values, **tolerance), form
+    metric = it.project.metric().name
+    for form, stage in {"float": "float_check", "fake_quant": "qat", "integer": "convert"}.items():
+        assert committed.metrics(name, stage)[metric] == pytest.approx(then[form][metric], rel=1e-5)
+    assert committed.metrics(name, "compile_sim")[metric] == committed.metrics(name, "convert")[metric]
 
 
-def assert_the_docs_show_the_reports(name: str) -> None:
-    """The row of docs/examples.md has the figures of the reports, rounded."""
-    float_check, qat, convert = (
-        _section(ROOT / "examples" / name, stage) for stage in ("float_check", "qat", "convert")
-    )
-    (metric,) = {"map50", "accuracy"} & set(convert)
-    assert shown(name)[4:7] == [f"{section[metric]:.4f}" for section in (float_check, qat, convert)]
-
-
-def agreement_shown(name: str) -> float:
-    """The agreement in the row of docs/examples.md, as a share."""
-    return float(shown(name)[7].rstrip(" %")) / 100
-
-
-def shown(name: str) -> list[str]:
-    """The cells of an example's row in docs/examples.md."""
-    lines = (ROOT / "docs" / "examples.md").read_text().splitlines()
-    (line,) = [line for line in lines if line.startswith(f"| [{name}]")]
-    return [cell.strip() for cell in line.strip("|").split("|")]
-
-
-def _section(folder: Path, stage: str) -> dict[str, float]:
-    """The one section of a metrics file."""
-    (section,) = json.loads((folder / "reports" / stage / "metrics.json").read_text()).values()
-    return dict(section)
+def assert_the_docs_show_the_scores(name: str, metric: str, agreement: str = "agreement") -> None:
+    """The row of docs/examples.md has float, fake-quant, integer and the agreement of the last two, rounded."""
+    found, shown = committed.scores(name), committed.shown(name)
+    cells = [shown["float"], shown["fake-quant"], shown["integer"]]
+    assert cells == [f"{found[form][metric]:.4f}" for form in ("float", "fake_quant", "integer")]
+    assert shown["agreement"] == f"{100 * found['integer_against_fake_quant'][agreement]:.2f} %"

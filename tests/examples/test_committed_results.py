@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.examples.needed import unavailable
+
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 0.01
 """On a share of images or a ratio: other float kernels train another model of the same quality."""
@@ -42,7 +44,7 @@ def test_a_full_regenerate_gives_the_committed_metrics(tmp_path: Path) -> None:
         check=False,
     )  # fmt: skip
     if "QAT116" in done.stderr:
-        pytest.skip("Fashion-MNIST cannot be had here")
+        unavailable("Fashion-MNIST cannot be had here")
     assert done.returncode == 0, done.stderr
     compared = 0
     for committed in [*sorted(ROOT.glob("reports/*/metrics.json")), ROOT / "reports/summary.json"]:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from examples.fashion_mnist import data, fetch, source
-from examples.fashion_mnist.idx import FILES
+from examples.fashion_mnist import data
 from qatlib.errors import DataError
+from tests.examples.needed import available
 
 SIZES = {"train": 55_000, "val": 4_000, "calib": 1_000, "test": 10_000}
 
@@ -79,12 +79,10 @@ def test_wrong_arguments(root: Path, split: str, kwargs: dict[str, object], wher
         data.build(split, root=root, **kwargs)  # type: ignore[arg-type]
 
 
-def _real_data_at_hand() -> bool:
-    return fetch.INSTALLED.is_dir() or all((source.cache_folder() / name).is_file() for name in FILES)
-
-
-@pytest.mark.skipif(not _real_data_at_hand(), reason="Fashion-MNIST is neither installed nor in the cache")
+@pytest.mark.slow
 def test_the_real_images() -> None:
+    with available():
+        data.build("test")
     counts = torch.zeros(10, dtype=torch.int64)
     for split in ("train", "val", "calib"):
         images, labels = data.build(split).tensors

@@ -15,7 +15,9 @@ from examples.detector.boxes import SIZE, STRIDES, locations
 from examples.detector.metric import MeanAveragePrecision, average_precision
 from qatlib.errors import ConfigError, DataError
 from qatlib.pipeline.metrics import Metric
-from tests.examples import integer
+from tests.examples import committed, integer
+
+NAME = "detector"
 
 A = sum((SIZE // stride) ** 2 for stride in STRIDES)
 Box = tuple[float, float, float, float]
@@ -420,33 +422,48 @@ def test_wrong_arguments_are_one_message(kwargs: dict[str, Any]) -> None:
         metric.MeanAveragePrecision(**kwargs)
 
 
+def test_agreement_counts_where_either_decides() -> None:
+    ours, others = torch.zeros(1, 10, A), torch.zeros(1, 10, A)
+    for place, (a, b) in enumerate(
+        [((3, 0.9), (3, 0.5)), ((3, 0.9), (4, 0.9)), ((3, 0.5), (3, 0.49)), ((2, 0.4), (2, 0.3))]
+    ):
+        ours[0, a[0], place], others[0, b[0], place] = a[1], b[1]
+    scored, offsets = metric.Agreement(), torch.zeros(1, 4, A)
+    scored.update((ours, offsets), metric.against(torch.zeros(1, 5, 5), (others, offsets)))
+    assert (
+        scored.compute() == 1 / 3
+    )  # of three decisions, one alike, one of another class, one that the other does not take
+    with pytest.raises(DataError, match="QAT110 agreement"):
+        metric.Agreement().compute()
+
+
 # -- integers --------------------------------------------------------------------------------------------------------
 
 
-def decide(outputs: tuple[Tensor, Tensor]) -> Tensor:
-    """Class of every location whose best score is 0.5 or more."""
-    best = outputs[0].max(1)
-    return torch.where(best.values >= 0.5, best.indices, -1)
-
-
-def test_the_docs_show_the_reports() -> None:
-    integer.assert_the_docs_show_the_reports("detector")
+def test_the_docs_show_the_scores() -> None:
+    assert committed.scores(NAME)["integer"]["map50"] >= 0.98 * committed.scores(NAME)["float"]["map50"]
+    integer.assert_the_docs_show_the_scores(NAME, "map50")
 
 
 @pytest.mark.slow
-def test_every_op_agrees_with_fake_quant() -> None:
-    with integer.made("detector") as it:
-        integer.assert_ops_agree(it)
+def test_the_scores_are_the_committed() -> None:
+    with integer.made(NAME) as it:
+        integer.assert_scores_are_the_committed(it, abs=0.01)
+
+
+@pytest.mark.slow
+def test_every_op_agrees_with_fake_quant(tmp_path: Path) -> None:
+    with integer.made(NAME) as it:
+        integer.assert_ops_agree(it, tmp_path)
 
 
 @pytest.mark.slow
 def test_onnx_runtime_gives_the_integers(tmp_path: Path) -> None:
-    with integer.made("detector") as it:
+    with integer.made(NAME) as it:
         integer.assert_onnx_runtime_gives_the_integers(it, tmp_path)
 
 
 @pytest.mark.slow
-def test_the_integers_score_and_decide_as_committed() -> None:
-    with integer.made("detector") as it:
-        integer.assert_metrics_are_the_committed(it)
-        assert integer.agreement(it, decide) == pytest.approx(integer.agreement_shown("detector"), abs=0.005)
+def test_the_oracle_gives_the_integers() -> None:
+    with integer.made(NAME) as it:
+        integer.assert_the_oracle_gives_the_integers(it, items=2)

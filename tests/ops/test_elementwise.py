@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qatlib.analysis.agreement import Gap, gaps
 from qatlib.conversion import convert_fx, to_program
 from qatlib.emulator import Emulator, emulate
 from qatlib.errors import GraphError, ProgramError, QConfigError
@@ -28,7 +29,6 @@ from qatlib.ops.compare import mantissa_of
 from qatlib.ops.elementwise import lone_factor, sum_factors
 from qatlib.program import Op, Program
 from tests.models import calibrated
-from tests.ops.agreement import Gap, gaps
 from tests.oracle import half_even
 
 Body = Callable[..., Any]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qatlib.analysis.agreement import gaps
 from qatlib.emulator import Emulator, emulate
 from qatlib.errors import GraphError, QConfigError
 from qatlib.export import export_onnx
@@ -17,7 +18,6 @@ from qatlib.export.runtime import measure_distance
 from qatlib.fake.prepare import evaluate_graph, fuse_fx
 from qatlib.ops.matmul import MatMul, dropped, exact_product
 from tests.models import model
-from tests.ops.agreement import gaps
 from tests.ops.reductions import assert_exact, assert_same_in_onnx, converted, prepared, sqnr_db
 
 Body = Callable[..., Any]

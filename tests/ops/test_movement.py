@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
+from qatlib.analysis.agreement import gaps
 from qatlib.compiler import compile_model
 from qatlib.compiler.target import load_target
 from qatlib.conversion import convert_fx, to_program
@@ -30,7 +31,7 @@ from qatlib.ops.base import Call, Ref
 from qatlib.program import Program
 from qatlib.qtype import limits
 from tests.models import calibrated, model
-from tests.ops.agreement import assert_agree, gaps
+from tests.ops.agreement import assert_agree
 from tests.oracle.run import run
 
 Body = Callable[[Any], Any]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qatlib.analysis.agreement import gaps
 from qatlib.conversion import to_program
 from qatlib.emulator import emulate
 from qatlib.errors import GraphError
@@ -18,7 +19,6 @@ from qatlib.fake.fake_quant import fake_quantize
 from qatlib.fake.prepare import evaluate_graph, fuse_fx
 from qatlib.program import Program
 from tests.models import calibrated, lively, model
-from tests.ops.agreement import gaps
 from tests.ops.reductions import assert_exact, assert_same_in_onnx, converted, prepared, sqnr_db
 
 generator = torch.Generator().manual_seed(0)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from qatlib.analysis.agreement import gaps
 from qatlib.emulator import emulate
 from qatlib.errors import GraphError
 from qatlib.fake.model import FakeQuantModel
@@ -18,7 +19,6 @@ from qatlib.ops.reduce import Sum
 from qatlib.program import Program, Value
 from qatlib.qtype import QType
 from tests.models import model
-from tests.ops.agreement import gaps
 from tests.ops.reductions import assert_exact, assert_same_in_onnx, converted, sqnr_db
 
 Body = Callable[[Any, Tensor], Any]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import qatlib
+from qatlib.analysis.agreement import gaps
 from qatlib.conversion import to_program
 from qatlib.emulator import emulate
 from qatlib.errors import QConfigError
@@ -23,7 +24,6 @@ from qatlib.graph.trace import trace
 from qatlib.ops.resize import coefficients
 from qatlib.program import Program
 from tests.models import calibrated, model
-from tests.ops.agreement import gaps
 
 
 def in_onnx_runtime(program: Program, folder: Path, *inputs: Tensor) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qatlib.analysis.agreement import gaps
 from qatlib.conversion import convert_fx, table_ops, to_program
 from qatlib.emulator import emulate
 from qatlib.errors import ConfigError, GraphError, ProgramError, QConfigError
@@ -30,7 +31,7 @@ from qatlib.program import Op, Program
 from qatlib.qtype import limits
 from qatlib.tables import TableSpec
 from tests.models import calibrated, model
-from tests.ops.agreement import assert_agree, gaps
+from tests.ops.agreement import assert_agree
 
 Body = Callable[[Any], Any]
 

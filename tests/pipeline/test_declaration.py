@@ -1,84 +1,181 @@
-"""dvc.yaml says everything a stage depends on."""
+"""Every dvc.yaml says everything that its stages depend on: imports, entry points, files, parameters."""
 
 from __future__ import annotations
 
-import ast
+import re
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
-ROOT = Path(__file__).parents[2]
-STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+from tests.pipeline.imports import PACKAGES, ROOT, closure
+
+PIPELINES = [ROOT / "dvc.yaml", *sorted(ROOT.glob("examples/*/dvc.yaml"))]
+REFERENCE_MODELS = ("detector", "efficientnet_lite0", "recurrent", "sentence_encoder", "warp")
 
 
-def imports(file: Path) -> set[str]:
-    """Modules of the project that running ``file`` can import, those only for type checking left out."""
-    found: set[str] = set()
-
-    class Walk(ast.NodeVisitor):
-        def visit_If(self, node: ast.If) -> None:
-            if not (isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
-                self.generic_visit(node)
-
-        def visit_Import(self, node: ast.Import) -> None:
-            found.update(alias.name for alias in node.names)
-
-        def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-            if node.module:
-                found.add(node.module)
-                found.update(f"{node.module}.{alias.name}" for alias in node.names)
-
-    Walk().visit(ast.parse(file.read_text()))
-    return {name for name in found if name.startswith("qatlib")}
+def load(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = YAML(typ="safe").load(path.read_text())
+    return document
 
 
-def sources(module: str) -> list[Path]:
-    """Its file, and the ``__init__.py`` of the packages it lies in below qatlib."""
-    path = ROOT.joinpath(*module.split("."))
-    files = [p for p in (path.with_suffix(".py"), path / "__init__.py") if p.exists()]
-    parents = [p / "__init__.py" for p in path.parents if p.is_relative_to(ROOT / "qatlib") and p != ROOT / "qatlib"]
-    return files + [p for p in parents if p.exists()]
+@dataclass(frozen=True)
+class Stage:
+    """One stage; paths come out absolute."""
+
+    file: Path
+    name: str
+    body: dict[str, Any]
+
+    @property
+    def base(self) -> Path:
+        return (self.file.parent / self.body.get("wdir", ".")).resolve()
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """``params.yaml`` beside the pipeline: of an example that only trains, no pipeline parameters."""
+        path = self.file.with_name("params.yaml")
+        return load(path) if path.is_file() else {}
+
+    @property
+    def commands(self) -> list[str]:
+        cmd = self.body["cmd"]
+        return [cmd] if isinstance(cmd, str) else cmd
+
+    @property
+    def params(self) -> dict[Path, list[str]]:
+        """Parameters by file; an empty list is the whole file."""
+        found: dict[Path, list[str]] = {}
+        for entry in self.body.get("params", ()):
+            if isinstance(entry, str):
+                found.setdefault(self.base / "params.yaml", []).append(entry)
+            else:
+                found |= {self.base / path: keys or [] for path, keys in entry.items()}
+        return found
+
+    def reads(self, key: str) -> bool:
+        keys = self.params.get(self.file.with_name("params.yaml"), [])
+        return any(key == param or key.startswith(f"{param}.") for param in keys)
+
+    def paths(self, *kinds: str) -> list[Path]:
+        """Declared paths, ``${…}`` filled in."""
+        entries = [entry for kind in kinds for entry in self.body.get(kind, ())]
+        names = [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+        return [(self.base / re.sub(r"\$\{([\w.]+)\}", self._value, name)).resolve() for name in names]
+
+    def _value(self, match: re.Match[str]) -> str:
+        value: Any = self.config
+        for key in match[1].split("."):
+            value = value[key]
+        return str(value)
+
+    @property
+    def code(self) -> list[Path]:
+        """Dependencies on code of the project, named in the file itself: what ``${…}`` brings in is the user's."""
+        named = [entry for entry in self.body["deps"] if "${" not in entry]
+        paths = [(self.base / entry).resolve() for entry in named]
+        sources = [p for p in paths if p.suffix == ".py" or (p / "__init__.py").is_file()]
+        return [p for p in sources if p.relative_to(ROOT).parts[0] in PACKAGES]
+
+    @property
+    def modules(self) -> list[str]:
+        """What the stage runs: the modules of its commands, and the entry points that it reads from ``params.yaml``.
+
+        ``python -m examples.compare NAME`` also imports ``examples.NAME.metric``.
+        """
+        found = [re.search(r"python -m (\S+)", command)[1] for command in self.commands]  # type: ignore[index]
+        found += [
+            f"examples.{name}.metric" for name in re.findall(r"-m examples\.compare (\w+)", " ".join(self.commands))
+        ]
+        if self.file.parent != ROOT:  # its entry points are the user's, watched by model.code and data.code
+            found += [
+                self.config[key]["factory"].split(":")[0] for key in ("model", "data", "metric") if self.reads(key)
+            ]
+            found += [self.config["qat"]["loss"].split(":")[0]] if self.reads("qat.loss") else []
+        return found
 
 
-def closure(file: Path) -> set[Path]:
-    seen: set[Path] = set()
-    todo = [file]
-    while todo:
-        current = todo.pop()
-        if current not in seen:
-            seen.add(current)
-            todo += [source for name in imports(current) for source in sources(name)]
-            if current.name == "__init__.py" and current.parent.name in ("ops", "rules"):
-                todo += current.parent.glob("*.py")  # they import whatever lies in their folder
-    return seen - {ROOT / "qatlib" / "__init__.py"}  # lazy: it holds names, no code that a stage runs
+STAGES = [Stage(path, name, body) for path in PIPELINES for name, body in load(path)["stages"].items()]
+ROOTS = {stage.name: stage for stage in STAGES if stage.file == ROOT / "dvc.yaml"}
+COPIES = [stage for stage in STAGES if stage.file.parent.name in REFERENCE_MODELS and stage.name in ROOTS]
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_deps_cover_every_import(stage: str) -> None:
-    deps = [ROOT / dep for dep in STAGES[stage]["deps"] if not dep.startswith("${")]
-    needed = closure(ROOT / "stages" / f"{stage}.py")
-    missing = [f for f in needed if not any(f == dep or f.is_relative_to(dep) for dep in deps)]
-    assert not missing, sorted(str(f.relative_to(ROOT)) for f in missing)
-    unused = [d for d in deps if d.suffix != ".txt" and d.is_relative_to(ROOT / "qatlib")
-              and not any(f == d or f.is_relative_to(d) for f in needed)]  # fmt: skip
-    assert not unused, f"a change of {unused} reruns {stage} for nothing"
+def name(stage: Stage) -> str:
+    return f"{stage.file.parent.relative_to(ROOT)}:{stage.name}"
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_says_what_it_does_and_tracks_its_environment(stage: str) -> None:
-    assert STAGES[stage]["desc"]
-    assert "constraints.txt" in STAGES[stage]["deps"]
-    assert STAGES[stage]["cmd"] == f"python -m stages.{stage}"
+def covers(dep: Path, file: Path) -> bool:
+    return file == dep or file.is_relative_to(dep)
+
+
+def shown(paths: set[Path] | list[Path]) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in paths)
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=name)
+def test_the_code_it_depends_on_is_the_code_it_imports(stage: Stage) -> None:
+    needed = closure(stage.modules)
+    missing = [file for file in needed if not any(covers(dep, file) for dep in stage.code)]
+    assert not missing, f"{name(stage)} misses {shown(missing)}"
+    packages = {dep: {file.parent for file in dep.rglob("*.py")} for dep in stage.code if dep.is_dir()}
+    unused = [dep for dep in stage.code if not any(covers(dep, file) for file in needed)]
+    unused += [p for inside in packages.values() for p in inside if not any(file.parent == p for file in needed)]
+    assert not unused, f"a change of {shown(unused)} reruns {name(stage)} for nothing"
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=name)
+def test_what_else_it_depends_on_is_in_git_or_made_by_a_stage(stage: Stage) -> None:
+    made = {path for other in STAGES for path in other.paths("outs", "metrics", "plots")}
+    unknown = [path for path in stage.paths("deps") if path not in made and not path.exists()]
+    assert not unknown, shown(unknown)
+    assert len(set(stage.paths("deps"))) == len(stage.paths("deps"))
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=name)
+def test_it_says_what_it_does_and_tracks_its_environment(stage: Stage) -> None:
+    assert stage.body["desc"]
+    assert (ROOT / "constraints.txt" in stage.paths("deps")) or stage.name == "fetch"
+
+
+# -- the examples run the same pipeline ----------------------------------------------------------------------------
+
+
+def test_the_stages_of_the_examples() -> None:
+    first = {"efficientnet_lite0": ["fetch", "prepare"], "sentence_encoder": ["fetch", "prepare"]}
+    for example in REFERENCE_MODELS:
+        stages = [stage.name for stage in STAGES if stage.file.parent.name == example]
+        assert stages == [*first.get(example, ["train"]), *ROOTS, "compare"], example
+    assert {path.parent.name for path in PIPELINES} == {ROOT.name, "fashion_mnist", *REFERENCE_MODELS}
+
+
+@pytest.mark.parametrize("stage", COPIES, ids=name)
+def test_a_stage_of_an_example_reads_and_writes_what_that_of_the_project_does(stage: Stage) -> None:
+    original, folder = ROOTS[stage.name], stage.file.parent
+    assert stage.body["cmd"] == f"PYTHONPATH=../.. {original.body['cmd']}"
+    assert stage.body["params"] == original.body["params"]
+    for kind in ("outs", "metrics", "plots"):
+        assert stage.body.get(kind) == original.body.get(kind)
+    files = {path for path in original.paths("deps") if path.relative_to(ROOT).parts[0] in ("artifacts", "reports")}
+    assert {folder / path.relative_to(ROOT) for path in files} <= set(stage.paths("deps"))
+    filled = [entry for entry in original.body["deps"] if entry in ("${model.checkpoint}", "${compile.target}")]
+    assert set(filled) <= set(stage.body["deps"])
+
+
+# -- what a parameter reruns ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ROOTS.values(), ids=name)
+def test_a_stage_of_the_project_runs_its_module(stage: Stage) -> None:
+    assert stage.body["cmd"] == f"python -m stages.{stage.name}"
 
 
 def test_changing_a_goal_reruns_analyze_alone() -> None:
-    assert [name for name, stage in STAGES.items() if "goals" in stage["params"]] == ["analyze"]
+    assert [stage.name for stage in ROOTS.values() if stage.reads("goals")] == ["analyze"]
 
 
 def test_the_learning_rate_never_recalibrates() -> None:
-    def reads(stage: str, key: str) -> bool:
-        return any(key == param or key.startswith(f"{param}.") for param in STAGES[stage]["params"])
-
-    assert [name for name in STAGES if reads(name, "qat.lr")] == ["qat"]
-    assert next(name for name in STAGES if reads(name, "qat.hybrid")) == "calibrate"
+    assert [stage.name for stage in ROOTS.values() if stage.reads("qat.lr")] == ["qat"]
+    assert next(stage.name for stage in ROOTS.values() if stage.reads("qat.hybrid")) == "calibrate"
