@@ -82,7 +82,7 @@ def compare_dump_command(dump: Path, golden_folder: Path, map_file: Path | None,
     with _one_line_errors(2):
         comparison = compare_dump(golden_folder, dump, load_map(map_file) if map_file else None)
     if as_json:
-        click.echo(json.dumps(comparison.document(), indent=2))
+        click.echo(json.dumps(comparison.document(), indent=2, allow_nan=False))
     else:
         show(comparison)
     sys.exit(0 if comparison.equal else 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qatlib.golden.causes import Cause, Parted, diagnose
-from qatlib.golden.dump import Dumped, UnreadableError, find_files, match_names, read
+from qatlib.golden.causes import Cause, Parted
+from qatlib.golden.diagnose import explain, unexplained
+from qatlib.golden.dump import Dumped, UnreadableError, device_names, find_files, match_names, read
 from qatlib.golden.inputs import other_size
 from qatlib.golden.storage import Match, Storage, describe, fit
 from qatlib.golden.vectors import Entry, Golden, Statistics, load_golden, statistics
@@ -57,8 +59,8 @@ class Comparison:
     """``tensors`` are in execution order, inputs first.
 
     ``first`` is the first tensor that is not equal as stored, ``first_numbers`` the first whose numbers differ after
-    its storage is undone; None if there is none. ``statistics`` are those of inputs and their codes: by name, of
-    "golden" and "device".
+    its storage is undone; None if there is none. ``unknown_files`` belong to no golden tensor, ``unused_names`` of the
+    name map to no file. ``statistics`` are those of inputs and their codes: by name, of "golden" and "device".
     """
 
     golden: str
@@ -67,6 +69,7 @@ class Comparison:
     first: Parting | None = None
     first_numbers: Parting | None = None
     unknown_files: tuple[str, ...] = ()
+    unused_names: tuple[str, ...] = ()
     statistics: Mapping[str, Mapping[str, Statistics]] = field(default_factory=dict)
 
     @property
@@ -75,8 +78,17 @@ class Comparison:
         return self.first is None
 
     def document(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {"equal": self.equal, **asdict(self)}
+        """Plain data for JSON, which has no NaN and no infinity: null stands for them."""
+        found: dict[str, Any] = _finite({"equal": self.equal, **asdict(self)})
+        return found
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def compare_dump(
@@ -92,10 +104,12 @@ def compare_dump(
     files = find_files(dump_folder)
     matched = match_names(files, golden.by_name, name_map)
     unknown = tuple(name for name, path in files.items() if path not in matched.values())
+    unused = tuple(name for name in device_names(name_map) if name not in files)
     walk = _Walk(golden)
-    results = tuple(walk.visit(entry, matched.get(entry.name)) for entry in golden.entries)
+    with np.errstate(all="ignore"):  # a dump may hold any numbers, and is read in ways that are not its own
+        results = tuple(walk.visit(entry, matched.get(entry.name)) for entry in golden.entries)
     return Comparison(
-        str(golden_folder), str(dump_folder), results, walk.first, walk.first_numbers, unknown, walk.statistics
+        str(golden_folder), str(dump_folder), results, walk.first, walk.first_numbers, unknown, unused, walk.statistics
     )
 
 
@@ -117,34 +131,53 @@ class _Walk:
             dumped = read(path)
         except UnreadableError as error:
             return self._unusable(entry, path, str(error), None)
-        match = fit(dumped, self.golden, entry, self._seen, thorough=self.first_numbers is None)
-        if match is None:
+        matches = fit(dumped, self.golden, entry, self._seen)
+        if not matches:
             return self._unusable(entry, path, _size(dumped, entry), dumped)
-        if entry.kind in ("input", "quantize"):
+        match, causes = self._explained(entry, matches)
+        if self.golden.is_input(entry):
             self._note_statistics(entry, match)
         if match.storage not in self._seen and match.count < match.got.size / 2:
             self._seen.insert(0, match.storage)
-        part = Parted(self.golden, entry, match.got, match.want, frozenset(self._equal))
-        result = self._result(part, match, path)
+        result = self._result(entry, match, path)
         if match.count == 0:
             self._equal.add(entry.name)
-        self._record(part, match, result)
+        self._record(entry, match, result, causes)
         return result
 
-    def _result(self, part: Parted, match: Match, path: Path) -> TensorResult:
-        _, storage = describe(match, part.entry)
-        notes = [storage] if not match.storage.plain else []
-        if part.entry.template[:1] == (-1,) and len(match.got) != self.golden.batch:
-            notes.append(f"{len(match.got)} of {self.golden.batch} samples")
-        status: Status = "differs" if match.count else "equal" if match.storage.plain else "stored otherwise"
-        unit = "real" if part.entry.is_float and self.golden.lsb(part.entry.name) is None else "lsb"
+    def _part(self, entry: Entry, match: Match) -> Parted:
+        return Parted(self.golden, entry, match.got, match.want, match.samples, frozenset(self._equal))
+
+    def _explained(self, entry: Entry, matches: list[Match]) -> tuple[Match, tuple[Cause, ...]]:
+        """The reading that is equal, else the first that a cause explains, else the likeliest. Causes are looked for
+        only where numbers differ for the first time.
+        """
+        if matches[0].count == 0 or self.first_numbers is not None:
+            return matches[0], ()
+        for match in matches:
+            if causes := explain(self._part(entry, match)):
+                return match, causes
+        return matches[0], (unexplained(self._part(entry, matches[0])),)
+
+    def _result(self, entry: Entry, match: Match, path: Path) -> TensorResult:
+        notes = [] if match.storage.plain else [describe(match.storage, entry)[1]]
+        if match.samples != self.golden.batch:
+            notes.append(f"{match.samples} of {self.golden.batch} samples")
         made = TensorResult(
-            part.entry.name, part.entry.kind, status, path.name, len(match.got) if match.got.ndim else 1,
-            match.got.size, match.count, unit=unit, note="; ".join(notes),
-        )  # fmt: skip
+            entry.name,
+            entry.kind,
+            "differs" if match.count else "equal" if match.storage.plain else "stored otherwise",
+            path.name,
+            match.samples,
+            match.got.size,
+            match.count,
+            unit="real" if entry.is_float and self.golden.lsb(entry.name) is None else "lsb",
+            note="; ".join(notes),
+        )
         if not match.count:
             return made
-        away = np.abs(part.distance[np.isfinite(part.distance)])
+        distance = self._part(entry, match).distance
+        away = np.abs(distance[np.isfinite(distance)])
         return replace(
             made,
             share=match.count / match.got.size,
@@ -152,18 +185,17 @@ class _Walk:
             mean_distance=float(away.mean()) if away.size else 0.0,
         )
 
-    def _record(self, part: Parted, match: Match, result: TensorResult) -> None:
-        entry = part.entry
+    def _record(self, entry: Entry, match: Match, result: TensorResult, causes: tuple[Cause, ...]) -> None:
         numbers: Parting | None = None
-        if match.count and self.first_numbers is None:
-            likely, *also = diagnose(part)
+        if causes:
+            likely, *also = causes
             numbers = self.first_numbers = Parting(entry.name, entry.kind, likely, tuple(also), self._unseen(entry))
         if self.first is not None or result.status == "equal":
             return
         if match.storage.plain:
             self.first = numbers
             return
-        kind, text = describe(match, entry)
+        kind, text = describe(match.storage, entry)
         cause = Cause(kind, f"{kind.replace('_', ' ')}: {text}", {"differing_after_undoing": match.count})
         self.first = Parting(entry.name, entry.kind, cause, () if numbers is None else (numbers.cause, *numbers.also))
 
@@ -173,7 +205,7 @@ class _Walk:
     def _unusable(self, entry: Entry, path: Path, reason: str, dumped: Dumped | None) -> TensorResult:
         """A file without a usable tensor; an image of another size is looked into."""
         cause = None
-        if dumped is not None and dumped.array is not None and entry.kind in ("input", "quantize"):
+        if dumped is not None and dumped.array is not None and self.golden.is_input(entry):
             cause = other_size(self.golden, entry.name, dumped.array)
         if self.first is None:
             found = cause or Cause("file", f"file: {path.name} {reason}")

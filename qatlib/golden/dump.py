@@ -72,17 +72,24 @@ def plain(name: str) -> str:
     return re.sub(r"[^0-9a-z]+", "_", name.lower()).strip("_")
 
 
+def device_names(name_map: Mapping[str, str] | None) -> dict[str, str]:
+    """``name_map`` with its device names as :func:`find_files` gives them: without suffix."""
+    return {
+        str(Path(key).with_suffix("")) if Path(key).suffix in SUFFIXES else key: value
+        for key, value in (name_map or {}).items()
+    }
+
+
 def match_names(
     files: Mapping[str, Path], names: Iterable[str], name_map: Mapping[str, str] | None = None
 ) -> dict[str, Path]:
     """File of each golden name that has one: by ``name_map``, else the exact name, else the :func:`plain` one.
 
-    A plain name that two golden names share matches none. Raises GoldenError: QAT203 for a map to an unknown name or
-    two files of one name, QAT204 if nothing matches.
+    A name that the map gives to one file is no other's. A plain name that two golden names share matches none. Raises
+    GoldenError: QAT203 for a map to an unknown name or two files of one name, QAT204 if nothing matches.
     """
     names = list(names)
-    mapped = {str(Path(key).with_suffix("")) if Path(key).suffix in SUFFIXES else key: value
-              for key, value in (name_map or {}).items()}  # fmt: skip
+    mapped = device_names(name_map)
     for device, value in mapped.items():
         if value not in names:
             raise GoldenError(
@@ -91,11 +98,12 @@ def match_names(
     short: dict[str, list[str]] = {}
     for name in names:
         short.setdefault(plain(name), []).append(name)
+    given = {value for device, value in mapped.items() if device in files}
     found: dict[str, Path] = {}
     for device, path in files.items():
         alike = short.get(plain(device), [])
         own = device if device in names else alike[0] if len(alike) == 1 else None
-        meant = mapped.get(device, own)
+        meant = mapped.get(device, None if own in given else own)
         if meant is None:
             continue
         if meant in found:
@@ -123,5 +131,5 @@ def read(path: Path) -> Dumped:
         raise UnreadableError(f"cannot be read ({' '.join(str(error).split())[:120]})") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
         raise UnreadableError("is not an array of numbers")
-    array = array.astype(np.int8) if array.dtype.kind == "b" else array
-    return Dumped(np.ascontiguousarray(array).tobytes(), array)
+    array = np.asarray(array.astype(np.int8) if array.dtype.kind == "b" else array, order="C")
+    return Dumped(array.tobytes(), array)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,11 @@ class Entry:
         """Shape for a batch of ``batch``."""
         return tuple(-size * batch if size < 0 else size for size in self.template)
 
+    @property
+    def batch_axis(self) -> int | None:
+        """The axis whose size grows with the batch; None for a constant."""
+        return next((axis for axis, size in enumerate(self.template) if size < 0), None)
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -77,9 +82,10 @@ class Statistics:
 
 def statistics(x: Array) -> Statistics:
     """Statistics of ``x``, formed in float64; zeros for a tensor without elements."""
-    wide = np.ascontiguousarray(x).astype(np.float64)
-    digest = hashlib.sha256(np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("<")).tobytes()).hexdigest()
-    numbers = [wide.min(), wide.max(), wide.mean(), wide.std()] if wide.size else [0.0] * 4
+    wide = x.astype(np.float64)
+    digest = hashlib.sha256(np.asarray(x, dtype=x.dtype.newbyteorder("<"), order="C").tobytes()).hexdigest()
+    with np.errstate(invalid="ignore", over="ignore"):
+        numbers = [wide.min(), wide.max(), wide.mean(), wide.std()] if wide.size else [0.0] * 4
     return Statistics(digest, *(float(number) for number in numbers))
 
 
@@ -92,6 +98,7 @@ class Golden:
     entries: tuple[Entry, ...]
     tensors: Mapping[str, Array]
     program: Program
+    _runs: dict[int, Mapping[str, Array]] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def by_name(self) -> dict[str, Entry]:
@@ -102,10 +109,22 @@ class Golden:
         """Op of the Program by the name of its output."""
         return {op.output: op for op in self.program.ops}
 
+    def is_input(self, entry: Entry) -> bool:
+        """Whether only pre-processing, and at most the quantization of an input, is behind ``entry``."""
+        return entry.kind == "input" or (entry.kind == "quantize" and entry.inputs[0] in self.program.inputs)
+
     def samples(self, name: str, count: int) -> Array:
-        """The first ``count`` samples of tensor ``name``; all of it where it has no batch axis."""
+        """Tensor ``name`` for the first ``count`` samples of the batch; all of it where it has no batch axis."""
         entry = self.by_name[name]
-        return self.tensors[name][tuple(slice(0, size) for size in entry.sizes(min(count, self.batch)))]
+        axis = entry.batch_axis
+        if axis is None or count == self.batch:
+            return self.tensors[name]
+        if entry.template[axis] == -1:
+            return self.tensors[name][tuple(slice(0, size) for size in entry.sizes(count))]
+        if count not in self._runs:  # batch and another axis are merged, in an order that only the Program knows
+            inputs = (torch.tensor(self.samples(x, count)) for x in self.program.inputs)
+            self._runs[count] = {key: value.numpy() for key, value in Emulator(self.program).trace(*inputs).items()}
+        return self._runs[count][name]
 
     def lsb(self, name: str) -> Array | None:
         """Real value of one code behind a float tensor that a ``dequantize`` wrote, to broadcast; else None."""
@@ -131,7 +150,7 @@ def write_golden(program: Program, inputs: Tensor | Sequence[Tensor], folder: st
     if any(x.numel() == 0 for x in given):
         raise GoldenError("QAT205", "inputs", "hold no sample", "Give at least one")
     values = Emulator(program).trace(*given)
-    arrays = {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in values.items()}
+    arrays = {name: np.asarray(value.cpu().numpy(), order="C") for name, value in values.items()}
     entries = _entries(program, arrays)
     with atomic_folder(folder, _CONTENTS) as target:
         (target / "inputs.safetensors").write_bytes(save({name: arrays[name] for name in program.inputs}))

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from qatlib.golden.compare import Comparison, Parting
 
+WIDE = 400
 _STYLE = {"equal": "green", "stored otherwise": "yellow", "differs": "red", "unusable": "red", "missing": "dim"}
 
 
@@ -18,6 +19,8 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
         lines.append(_inputs(comparison))
     if comparison.unknown_files:
         lines.append(Text(f"files of no golden tensor: {', '.join(comparison.unknown_files)}"))
+    if comparison.unused_names:
+        lines.append(Text(f"names of the map that no file has: {', '.join(comparison.unused_names)}"))
     if comparison.first is None:
         compared = sum(result.status == "equal" for result in comparison.tensors)
         lines.append(Text(f"equal: {compared} of {len(comparison.tensors)} tensors compared", style="green"))
@@ -25,27 +28,38 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
         lines.append(_parting("first difference", comparison.first))
         if comparison.first_numbers is not None and comparison.first_numbers.tensor != comparison.first.tensor:
             lines.append(_parting("first differing numbers, storage undone", comparison.first_numbers))
-    (console or Console()).print(Group(*lines))
+    console = console or Console()
+    if not console.is_terminal:  # a file or a pipe has no width: nothing is cut
+        console.width = WIDE
+    console.print(Group(*lines))
 
 
 def _tensors(comparison: Comparison) -> Table:
-    table = Table("tensor", "op", "result", "differing", "share", "max", "mean", "unit", "note")
+    table = _table("tensor", "op", "result", "differing", "share", "max", "mean", "unit", "note")
     for result in comparison.tensors:
         numbers = ["", "", "", "", ""]
         if result.differing:
             distances = f"{result.max_distance:.4g}", f"{result.mean_distance:.4g}"
             numbers = [f"{result.differing}/{result.elements}", f"{result.share:.3%}", *distances, result.unit]
         style = _STYLE[result.status]
-        table.add_row(result.name, result.kind, Text(result.status, style=style), *numbers, result.note)
+        table.add_row(Text(result.name), result.kind, Text(result.status, style=style), *numbers, Text(result.note))
+    return table
+
+
+def _table(*heads: str) -> Table:
+    """What does not fit a column goes on in its next line: nothing is cut off a name."""
+    table = Table()
+    for head in heads:
+        table.add_column(head, overflow="fold")
     return table
 
 
 def _inputs(comparison: Comparison) -> Table:
-    table = Table("input", "side", "sha256", "min", "max", "mean", "std")
+    table = _table("input", "side", "sha256", "min", "max", "mean", "std")
     for name, sides in comparison.statistics.items():
         for side, seen in sides.items():
             numbers = (f"{value:.6g}" for value in (seen.min, seen.max, seen.mean, seen.std))
-            table.add_row(name, side, seen.sha256[:12], *numbers)
+            table.add_row(Text(name), side, seen.sha256[:12], *numbers)
     return table
 
 
