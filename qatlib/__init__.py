@@ -25,6 +25,7 @@ _HOME = {
     "qatlib.fake.eager": ("prepare_qat",),
     "qatlib.fake.prepare": ("fuse_fx", "prepare_qat_fx"),
     "qatlib.fake.calibrate": ("calibrate",),
+    "qatlib.fake.coverage": ("mac_coverage",),
     "qatlib.conversion": ("IntegerModel", "convert", "convert_fx", "to_program"),
     "qatlib.program": ("Op", "Program", "Value"),
     "qatlib.emulator": ("Emulator", "emulate"),

@@ -10,9 +10,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from qatlib.fake.model import FakeOp, FakeQuantModel
+from qatlib.graph.fuse import DENSE
 from qatlib.graph.ir import OPAQUE, Node
 from qatlib.ops.base import BY_NAME
 
+_COUNTED = (*DENSE, "matmul", OPAQUE)
+"""Interpolation is not: torch may compute it as a product with a matrix of mostly zeros."""
 _DTYPES = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
 
 
@@ -47,7 +50,7 @@ def mac_coverage(model: FakeQuantModel) -> Coverage:
     model, its observers and its state are left as they are.
     """
     nodes = model.graph.by_name()
-    by_op = {name: macs for name, op in model.ops() if (macs := _macs(op, nodes))}
+    by_op = {name: macs for name, op in model.ops() if op.node.op in _COUNTED and (macs := _macs(op, nodes))}
     in_float = [name for name in by_op if not _is_quantized(model, model.op(name), nodes)]
     return Coverage(
         total=sum(by_op.values()),

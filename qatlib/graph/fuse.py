@@ -141,7 +141,7 @@ def fuse_clamp(graph: Graph) -> Graph:
         source = nodes[clamp.inputs[0]]
         if not (source.op in BY_NAME and BY_NAME[source.op].takes_clamp) or "clamp" in source.attrs:
             continue
-        if not _only_reader(graph, users, source.name):
+        if source.content != "float" or not _only_reader(graph, users, source.name):
             continue
         attrs = {**source.attrs, "clamp": clamp.attrs["clamp"]}
         fused[source.name] = replace(source, attrs=attrs, absorbed=(*source.absorbed, clamp.name))

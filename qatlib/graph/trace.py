@@ -7,7 +7,6 @@ import operator
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from qatlib.errors import GraphError
 from qatlib.graph.ir import Graph
 from qatlib.graph.normalize import normalize
+from qatlib.graph.snapshot import as_it_was
 from qatlib.graph.source import BATCHES, LIBRARIES, Shape, operator_of, source_line
 from qatlib.graph.verify import verify
 
@@ -36,23 +36,20 @@ def trace(
         wrap: functions that are kept whole, in float.
 
     Raises GraphError: QAT130 if the model's control flow depends on tensors, QAT131 if it fails on the example inputs,
-    QAT132 naming every operator that is not supported, QAT134 for an unsupported variant of one that is.
+    QAT132 naming every operator that is not supported, QAT133 if ``forward`` keeps state in the model, QAT134 for an
+    unsupported variant of a supported operator.
     """
-    with _inference(model), torch.no_grad():
+    with as_it_was(model) as snapshot:
         module = _symbolic(model, example_inputs, leaf, wrap)
+        if assigned := snapshot.traced():
+            raise GraphError(
+                "QAT133",
+                assigned[0],
+                "is assigned in forward, so that one call changes the next",
+                "Take the state as an input of the model and return it as an output",
+            )
         runs = [_results(module, example_inputs, batch) for batch in BATCHES]
         return verify(normalize(module, runs, set(leaf), wrap), "trace")
-
-
-@contextmanager
-def _inference(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 class _FollowsBatchError(TypeError):

@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from qatlib.ops.base import Attrs, Call, Operator, Params, Ref, Traced
 
 
 class BatchNorm(Operator):
     name = "batch_norm"
-    modules = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    modules = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    functions = (F.batch_norm,)
 
     def trace(self, call: Call) -> Traced:
-        module, x = call.module, call.bind("input")["input"]
-        assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
-        if not isinstance(x, Ref):
+        names = ("running_mean", "running_var", "weight", "bias", "eps")
+        found = call.bind(
+            "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps",
+            weight=None, bias=None, training=False, eps=1e-5,
+        )  # fmt: skip
+        if call.module is not None:
+            found |= {name: getattr(call.module, name) for name in names}
+        if not isinstance(found["input"], Ref):
             raise call.refuse("batch norm of a constant", "Normalize the constant once, in __init__")
-        if module.running_mean is None or module.running_var is None:
+        mean, var = found["running_mean"], found["running_var"]
+        if mean is None or var is None or found["training"]:
             raise call.refuse(
                 "batch norm without running statistics depends on the other images of the batch",
                 "Use track_running_stats=True",
             )
-        mean, var = module.running_mean, module.running_var
-        params = {"mean": mean, "var": var, "weight": module.weight, "bias": module.bias}
-        if module.weight is None:
-            params |= {"weight": torch.ones_like(mean), "bias": torch.zeros_like(mean)}
-        return Traced((x,), {"eps": module.eps}, params)
+        weight = torch.ones_like(mean) if found["weight"] is None else found["weight"]
+        bias = torch.zeros_like(mean) if found["bias"] is None else found["bias"]
+        if any(isinstance(tensor, Ref) for tensor in (mean, var, weight, bias)):
+            raise call.refuse("batch norm by statistics computed in the model", "Keep them as buffers of a module")
+        params = {"mean": mean, "var": var, "weight": weight, "bias": bias}
+        return Traced((found["input"],), {"eps": found["eps"]}, params)
 
     def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:
         factor, offset = affine(attrs, params)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from qatlib.conversion import convert_fx
 from qatlib.fake.coverage import Coverage, mac_coverage
 from qatlib.fake.prepare import prepare_qat_fx
+from qatlib.fake.qconfig import QConfig
 from qatlib.ops.base import BY_KIND
 from tests.models import calibrated, everything, images, model
 
@@ -42,8 +43,9 @@ def test_hybrid_ops_are_named_the_largest_first() -> None:
     assert str(seen).endswith("in float: block.conv, stem")
 
 
-def test_a_model_left_in_float() -> None:
-    seen = mac_coverage(calibrated(everything(), images(4), qconfig_dict={"": None}, hybrid=True))
+def test_a_model_of_which_only_a_pool_is_quantized() -> None:
+    rules = {"": None, "module_type": {nn.MaxPool2d: QConfig()}}
+    seen = mac_coverage(calibrated(everything(), images(4), qconfig_dict=rules, hybrid=True))
     assert (seen.quantized, seen.share, set(seen.float_ops)) == (0, 0.0, set(BY_HAND))
 
 
@@ -94,3 +96,9 @@ def test_counting_leaves_the_observers_alone() -> None:
 def test_coverage_is_known_before_calibration(state: str) -> None:
     fresh = prepare_qat_fx(everything(), example_inputs=[images(1)])
     assert mac_coverage(fresh if state == "calibration" else calibrated(everything(), images(2))).share == 1.0
+
+
+def test_interpolation_is_no_multiply_accumulate() -> None:
+    net = model(lambda s, x: F.interpolate(s.conv(x), scale_factor=4.0, mode="bilinear"), conv=nn.Conv2d(3, 2, 1))
+    coverage = mac_coverage(calibrated(net, images()))
+    assert coverage.total == coverage.by_op["conv"] == 3 * 2 * 16 * 16

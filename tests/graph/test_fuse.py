@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qatlib.conversion import convert_fx
 from qatlib.errors import GraphError
-from qatlib.fake.prepare import evaluate_graph
+from qatlib.fake.prepare import evaluate_graph, fuse_fx
 from qatlib.graph.fuse import fuse
 from qatlib.graph.ir import Graph, Node
 from qatlib.graph.trace import trace
 from qatlib.graph.verify import verify
-from tests.models import Block, everything, images, lively, model
+from tests.models import Block, calibrated, everything, images, lively, model
 
 
 def fused(net: nn.Module, x: Tensor) -> Graph:
@@ -200,3 +201,25 @@ def test_verify_names_the_pass_and_the_node(damage: Callable[[tuple[Node, ...]],
     assert seen in caught.value.seen
     assert "some_pass" in caught.value.seen
     assert caught.value.where in ("c", "d")
+
+
+def test_a_clamp_of_integers_stays() -> None:
+    ids = torch.arange(10)[None]
+    graph = fuse_fx(model(lambda s, x: ((x - 3).clamp(min=0), x * 0.5)), [ids])
+    assert evaluate_graph(graph, [ids])[0].tolist() == [[0, 0, 0, 0, 1, 2, 3, 4, 5, 6]]
+    fake = calibrated(model(lambda s, x: ((x - 3).clamp(min=0), x * 0.5)), ids)
+    assert convert_fx(fake)(ids)[0].tolist() == [[0, 0, 0, 0, 1, 2, 3, 4, 5, 6]]
+
+
+@pytest.mark.parametrize("norm", [nn.SyncBatchNorm(4), None], ids=["SyncBatchNorm", "F.batch_norm"])
+def test_other_forms_of_batch_norm_fold(norm: nn.Module | None) -> None:
+    def body(s: nn.Module, x: Tensor) -> Tensor:
+        y = s.conv(x)
+        return s.norm(y) if norm else F.batch_norm(y, s.mean, s.var, s.scale, None, eps=1e-3)
+
+    parts = {"norm": norm} if norm else {"scale": nn.Parameter(torch.rand(4) + 0.5)}
+    net = model(body, conv=nn.Conv2d(3, 4, 3), **parts)
+    net.register_buffer("mean", torch.randn(4))
+    net.register_buffer("var", torch.rand(4) + 0.5)
+    graph = fuse_fx(net, [images()])
+    assert [node.op for node in graph.nodes] == ["input", "conv"]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from qatlib.errors import GraphError
 from qatlib.fake.prepare import fuse_fx
+from qatlib.graph.trace import trace
 from qatlib.graph.unsupported import nearest
 from tests.models import images, model
 
@@ -140,3 +141,35 @@ def test_a_convolution_whose_inner_method_differs_is_noticed() -> None:
             return super()._conv_forward(x, weight - weight.mean(), bias)
 
     assert refused(model(lambda s, x: s.c(x), c=Standardized(3, 3, 3))).code == "QAT137"
+
+
+class Counting(nn.Module):
+    """A step that remembers: in a buffer, or in a plain attribute."""
+
+    def __init__(self, attribute: bool) -> None:
+        super().__init__()
+        self.linear, self.attribute = nn.Linear(4, 4), attribute
+        self.register_buffer("state", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        if self.attribute:
+            self.seen = torch.tanh(y)
+        else:
+            self.state = self.state + 1
+        return y + self.state
+
+
+@pytest.mark.parametrize(("attribute", "name"), [(True, "seen"), (False, "state")])
+def test_state_kept_in_the_model_is_named_and_the_model_left_as_it_was(attribute: bool, name: str) -> None:
+    net = Counting(attribute).train()
+    before = dict(vars(net)), dict(net._buffers)
+    with pytest.raises(GraphError, match=f"QAT133 {name}: is assigned in forward"):
+        trace(net, [torch.randn(1, 4)])
+    assert (dict(vars(net)), dict(net._buffers)) == before
+    assert net.training
+
+
+def test_an_integer_output_that_the_graph_computes_wrongly_is_found() -> None:
+    with pytest.raises(GraphError, match="QAT137"):
+        fuse_fx(model(lambda s, x: (x * x.size(0)).argmax(-1)), [torch.randn(4, 30)])
