@@ -1,105 +1,172 @@
-"""Time of the integer Program against the BN-folded float model, on the same batch in the same run.
+"""Time and memory of the integer Program against the BN-folded float model, on the same batch in the same run.
 
-``python -m bench.emulator`` runs the bundled example; ``--factory module:callable --shape 3,96,96`` another model.
-Runs are interleaved, medians are compared. Prints the ratio, its spread, and the route that every op takes.
+``python -m bench.emulator`` times the nets of deployed sizes and the bundled example, beside other integer kernels, and
+prints the tables of ``bench/README.md``. Runs are interleaved, medians are compared.
 """
 
 from __future__ import annotations
 
+import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 
 import click
 import torch
-from rich.console import Console
-from rich.table import Table
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
 from bench.rivals import Int64Emulator, fbgemm, onnx_runtime
 from qatlib.conversion import to_program
 from qatlib.emulator import Emulator
 from qatlib.fake.calibrate import calibrate
-from qatlib.fake.prepare import evaluate_graph, fuse_fx, prepare_qat_fx
-from qatlib.graph.ir import Graph
+from qatlib.fake.prepare import prepare_qat_fx
 from qatlib.pipeline.entry import load_entry
+from qatlib.program import Program
+
+FLOAT, OURS, INT64 = "float, BN folded", "integer Program", "unfold and int64 matmul"
 
 
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+@dataclass(frozen=True)
+class Case:
+    """A net, the shape of one sample, and the batch of the int64 path, which is far slower."""
+
+    factory: str
+    shape: tuple[int, ...]
+    batch: int = 32
+    few: int = 2
+
+
+CASES = {
+    "ResNet-18, 112×112": Case("bench.models:resnet18", (3, 112, 112)),
+    "MobileNetV2, 112×112": Case("bench.models:mobilenet_v2", (3, 112, 112)),
+    "transformer block, 64 tokens of width 384": Case("bench.models:transformer", (64, 384)),
+    "the bundled example, 28×28": Case("examples.fashion_mnist.model:build", (1, 28, 28), batch=256, few=16),
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """The float model with its batch norms folded, and its Program."""
+
+    model: nn.Module
+    folded: nn.Module
+    program: Program
+    x: Tensor
+
+
+def make(case: Case) -> Made:
+    torch.manual_seed(0)
+    x = torch.randn(case.batch, *case.shape)
+    model = load_entry(case.factory)().eval()
+    fake = prepare_qat_fx(model, example_inputs=[x[:1]])
+    calibrate(fake, [x])
+    return Made(model, fuse(model), to_program(fake), x)
+
+
+def interleaved(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every run of every side, after one run that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, run in sides.items():
+            start = time.perf_counter()
+            run()
+            if number:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def timed(case: Case, threads: int, rounds: int) -> dict[str, float]:
+    """Ratio to the float model of every side; of int64 that to the Program, on a few samples."""
+    torch.set_num_threads(threads)
+    made = make(case)
+    x, emulator = made.x, Emulator(made.program)
+    run_float = torch.inference_mode()(lambda: made.folded(x))
+    sides: dict[str, Callable[[], object]] = {FLOAT: run_float, OURS: lambda: emulator(x)}
+    if x.dim() == 4:
+        last = channels_last(fuse(made.model))
+        sides["float, channels last"] = torch.inference_mode()(lambda: last(x))
+    sides["ONNX Runtime, int8"] = onnx_runtime(made.model, x, threads)
+    if (converted := fbgemm(made.model, x)) is not None:
+        sides["torch fbgemm, int8"] = converted
+    times = interleaved(sides, rounds)
+    pairs = sorted(i / f for i, f in zip(times[OURS], times[FLOAT], strict=True))
+    found = {name: statistics.median(t) / statistics.median(times[FLOAT]) for name, t in times.items()}
+    few, plain = x[: case.few], Int64Emulator(made.program)
+    assert all(torch.equal(a, b) for a, b in zip(plain(few), emulator(few), strict=True))
+    slow = interleaved({FLOAT: lambda: emulator(few), "int64": lambda: plain(few)}, 3)
+    found["unfold and int64 matmul, over the Program"] = statistics.median(slow["int64"]) / statistics.median(
+        slow[FLOAT]
+    )
+    found |= {"float ms": statistics.median(times[FLOAT]) * 1e3, "low": pairs[0], "high": pairs[-1]}
+    click.echo(f"  routes: {dict(Counter(emulator.routes.values()))}", err=True)
+    return found
+
+
+def peak(name: str, side: str) -> float:
+    """MiB that one forward adds to the peak of a fresh process."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.emulator", "--memory", name, "--side", side], capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    return float(done.stdout)
+
+
+def measure_peak(case: Case, side: str) -> float:
+    torch.set_num_threads(1)
+    made = make(case)
+    few = made.x[:1]
+    emulator = Emulator(made.program)
+    run = (lambda x: emulator(x)) if side == OURS else torch.inference_mode()(lambda x: made.folded(x))
+    run(few)  # kernels loaded
+    before = _reset_peak()
+    run(made.x)
+    return (_peak_kib() - before) / 1024
+
+
+def _reset_peak() -> int:
+    """Set the peak of resident memory to what is resident now, where Linux allows it; KiB."""
+    with open("/proc/self/clear_refs", "w") as control:  # noqa: PTH123
+        control.write("5")
+    return _peak_kib()
+
+
+def _peak_kib() -> int:
+    with open("/proc/self/status") as status:  # noqa: PTH123
+        found = next((line for line in status if line.startswith("VmHWM")), None)
+    return int(found.split()[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def table(title: str, rows: dict[str, dict[str, float]]) -> None:
+    """One row a side, one column a net, as Markdown."""
+    sides = list(dict.fromkeys(side for row in rows.values() for side in row))
+    click.echo(f"\n{title}\n\n| | {' | '.join(rows)} |\n|---|{'---|' * len(rows)}")
+    for side in sides:
+        cells = (f"{row[side]:.3g}" if side in row else "" for row in rows.values())
+        click.echo(f"| {side} | {' | '.join(cells)} |")
 
 
 @click.command()
-@click.option("--factory", default="examples.fashion_mnist.model:build", help="Entry point of the float model.")
-@click.option("--shape", default="1,28,28", help="Shape of one sample.")
-@click.option("--batch", default=256, help="Samples per run.")
-@click.option("--threads", default=1, help="OpenMP threads of torch.")
-@click.option("--rounds", default=30, help="Interleaved runs of each side.")
-@click.option("--rivals", is_flag=True, help="Also torch's fbgemm, ONNX Runtime's int8 and plain int64.")
-def main(factory: str, shape: str, batch: int, threads: int, rounds: int, rivals: bool) -> None:
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    x = torch.randn(batch, *(int(size) for size in shape.split(",")))
-    model = load_entry(factory)().eval()
-    graph = fuse_fx(model, [x])
-    fake = prepare_qat_fx(model, example_inputs=[x])
-    calibrate(fake, [x])
-    program = to_program(fake)
-    emulator = Emulator(program)
-
-    last = channels_last(graph)
-    sides: dict[str, Callable[[], object]] = {
-        "float, BN folded": torch.inference_mode()(lambda: evaluate_graph(graph, [x])),
-        "float, channels last": torch.inference_mode()(lambda: evaluate_graph(last, [x])),
-        "integer Program": lambda: emulator(x),
-    }
-    if rivals:
-        sides["ONNX Runtime, int8 (not exact)"] = onnx_runtime(program, x, threads)
-        if (converted := fbgemm(model, x)) is not None:
-            sides["torch fbgemm, int8 (not exact)"] = converted
-        plain = Int64Emulator(program)
-        assert all(torch.equal(a, b) for a, b in zip(plain(x), emulator(x), strict=True))
-        sides["unfold and int64 matmul"] = lambda: plain(x)
-    for run in sides.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, run in sides.items():
-            times[name].append(seconds(run))
-    report(factory, batch, threads, times, emulator)
-
-
-def channels_last(graph: Graph) -> Graph:
-    """The graph with the weights of 2-d convolutions channels last, which their outputs follow."""
-
-    def laid_out(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.detach().contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
-
-    nodes = tuple(replace(n, params={role: laid_out(t) for role, t in n.params.items()}) for n in graph.nodes)
-    return replace(graph, nodes=nodes)
-
-
-def report(factory: str, batch: int, threads: int, times: dict[str, list[float]], emulator: Emulator) -> None:
-    rival, ours = times["float, BN folded"], times["integer Program"]
-    ratios = sorted(i / f for i, f in zip(ours, rival, strict=True))
-    console = Console()
-    console.print(f"{factory}, batch {batch}, {threads} thread(s), torch {torch.__version__}")
-    table = Table("side", "median ms", "ratio to float")
-    for name, values in times.items():
-        median = statistics.median(values)
-        table.add_row(name, f"{median * 1e3:.1f}", f"{median / statistics.median(rival):.2f}")
-    console.print(table)
-    console.print(
-        f"{len(ratios)} interleaved pairs: {ratios[0]:.2f} to {ratios[-1]:.2f}, median {statistics.median(ratios):.2f}"
-    )
-    routes = Table("op", "exact route")
-    for name, route in emulator.routes.items():
-        routes.add_row(name, route)
-    console.print(routes)
-    console.print(dict(Counter(emulator.routes.values())))
+@click.option("--rounds", default=15, help="Interleaved runs of each side.")
+@click.option("--threads", default=(1, 2), multiple=True, help="OpenMP threads of torch; several for several tables.")
+@click.option("--memory", hidden=True)
+@click.option("--side", hidden=True)
+def main(rounds: int, threads: tuple[int, ...], memory: str | None, side: str) -> None:
+    """Print ratios to the float model as Markdown tables."""
+    if memory:
+        click.echo(measure_peak(CASES[memory], side))
+        return
+    for count in threads:
+        table(f"{count} thread(s), torch {torch.__version__}", {n: timed(c, count, rounds) for n, c in CASES.items()})
+    table("peak memory of one forward, MiB", {n: {s: peak(n, s) for s in (FLOAT, OURS)} for n in CASES})
 
 
 if __name__ == "__main__":

@@ -243,7 +243,7 @@ def prepare_chosen(
 
     ``named`` are nodes whose QConfig the user gave by name: it outranks the format that an inner step asks for. A
     convolution or linear at the output keeps its accumulator if its QConfig is ``default``. Raises QConfigError
-    (QAT146) for float operators without ``hybrid``, or if no operator is left to quantize.
+    (QAT146) for float operators without ``hybrid``.
     """
     floats = {name for name, qconfig in chosen.items() if qconfig is None}
     if hybrid_dict:
@@ -255,10 +255,6 @@ def prepare_chosen(
             sorted(floats)[0],
             f"{len(floats)} operators are to stay float",
             "Pass hybrid=True, or give them a qconfig",
-        )
-    if all(node.name in floats for node in graph.nodes if node.op not in (INPUT, CONSTANT, OPAQUE)):
-        raise QConfigError(
-            "QAT146", "hybrid", "every operator stays float, so nothing is quantized", "Give some operators a qconfig"
         )
     standard = default or QConfig()
 

@@ -21,10 +21,10 @@ class Snapshot:
         for name, module in model.named_modules():
             (scripted if isinstance(module, torch.jit.ScriptModule) else plain)[name] = module
         self._modes = [(module, module.training) for module in scripted.values()]
-        self._attributes = [(name, module, dict(vars(module))) for name, module in plain.items()]
+        self._attributes = [(name, module, type(module), dict(vars(module))) for name, module in plain.items()]
         self._inside = [
-            (value, value.copy())
-            for _, _, attributes in self._attributes
+            (module, kind, value, value.copy())
+            for _, module, kind, attributes in self._attributes
             for value in attributes.values()
             if isinstance(value, list | dict | set)
         ]
@@ -35,19 +35,21 @@ class Snapshot:
         """Qualified names of the attributes and buffers that ``forward`` assigned while it was traced."""
         return [
             f"{path}.{name}".strip(".")
-            for path, module, _ in self._attributes
+            for path, module, _, _ in self._attributes
             for name, value in {**vars(module), **module._buffers}.items()
             if isinstance(value, fx.Proxy)
         ]
 
     def restore(self) -> None:
-        """Put everything back in place."""
-        for _, module, attributes in self._attributes:
-            vars(module).clear()
-            vars(module).update(attributes)
-        for inside, copied in self._inside:
-            inside.clear()
-            inside.extend(copied) if isinstance(inside, list) else inside.update(copied)
+        """Put everything back in place; a lazy module that has become another type stays that."""
+        for _, module, kind, attributes in self._attributes:
+            if type(module) is kind:
+                vars(module).clear()
+                vars(module).update(attributes)
+        for module, kind, inside, copied in self._inside:
+            if type(module) is kind:
+                inside.clear()
+                inside.extend(copied) if isinstance(inside, list) else inside.update(copied)
         for module, training in self._modes:
             module.training = training
         with torch.no_grad():
