@@ -70,7 +70,8 @@ def _goal_line(result: GoalResult) -> str:
 
 def _finding_lines(finding: Finding) -> list[str]:
     where = f" `{finding.module}`" if finding.module else ""
-    head = f"**{finding.severity} [{finding.code}]({finding.page})**{where}: {finding.title}"
+    # The page is named, not linked: from a folder of reports, a relative link would lead nowhere.
+    head = f"**{finding.severity} {finding.code}**{where}: {finding.title} (`{finding.page}`)"
     lines = [head, "", f"Evidence: {evidence_text(finding)}", ""]
     if finding.edit:
         lines += ["```yaml" if ":" in finding.edit.split("\n", 1)[0] else "```text", finding.edit, "```", ""]

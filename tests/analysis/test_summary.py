@@ -141,7 +141,9 @@ def test_markdown_holds_the_table_the_goals_and_the_cure() -> None:
     assert "| calibrated | 0.9000 | 96.77% | 10000 |" in text
     assert "- **failed**: `ratio.calib >= 0.99`, is 0.967742" in text
     assert "- passed: `ratio.integer >= 0.99`" in text
-    assert "**warning [QAT008](docs/rules/QAT008.md)** `conv1`: Large error" in text
+    assert "**warning QAT008** `conv1`: Large error" in text
+    assert "(`docs/rules/QAT008.md`)" in text
+    assert "](" not in text, "a relative link would break wherever the folder of reports is not the root"
     assert "Evidence: op_sqnr_db 12.35, count 3" in text
     assert f"```yaml\n{FINDING.edit}\n```" in text
     assert f"```sh\n{FINDING.command}\n```" in text

@@ -13,6 +13,8 @@ import pytest
 from examples.fashion_mnist import fetch, idx
 from examples.fashion_mnist.fetch import Contents, UnavailableError
 
+pytest.register_assert_rewrite("tests.examples.integer")
+
 
 def encode(array: np.ndarray) -> bytes:
     """An idx file of unsigned bytes."""
