@@ -63,7 +63,7 @@ def tokenize(sentences: Sequence[str], length: int = model.LENGTH) -> tuple[Tens
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise DataError("QAT116", "tokenizers", "is not installed", "Run pip install tokenizers") from None
+        raise DataError("QAT116", "tokenizers", "is not installed", "Run pip install -e '.[examples]'") from None
     tokenizer = Tokenizer.from_file(str(DOWNLOADS / "tokenizer.json"))
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length)

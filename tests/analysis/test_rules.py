@@ -194,6 +194,33 @@ def test_a_float_island_owes_no_contract() -> None:
     assert not only(replace(CLEAN, qvsq=broken, ops=(op("conv2", "float_op"),)), "QAT015")
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "images", "found"),
+    [
+        (1.0, 0.9875, 80, False),  # one of 80 images
+        (1.0, 0.9625, 80, False),  # three
+        (1.0, 0.95, 80, True),  # four
+        (0.9, 0.892, 10_000, False),  # 0.9 %
+        (0.9, 0.89, 10_000, True),  # 1.1 %
+        (0.9, 0.88, 100, False),  # two images
+        (30.0, 29.0, 80, False),  # decibels: 3 of 80 items are 1.1
+        (30.0, 28.5, 80, True),
+        (0.9, 0.89, None, True),
+    ],
+)
+def test_a_loss_that_few_images_cannot_resolve_is_no_loss(
+    before: float, after: float, images: int | None, found: bool
+) -> None:
+    metrics = {"qat": {"accuracy": before}, "integer": {"accuracy": after}}
+    if images is not None:
+        metrics["integer"]["images"] = images
+    findings = only(Facts(metrics=metrics), "QAT004")
+    assert bool(findings) is found
+    swapped = {"qat": {"accuracy": after}, "integer": {**metrics["integer"], "accuracy": before}}
+    assert not only(Facts(metrics=swapped), "QAT004")
+    assert bool(only(Facts(metrics=swapped, higher_is_better=False), "QAT004")) is found
+
+
 def test_one_code_on_a_few_elements_keeps_the_contract() -> None:
     base = comparison(0.0)
     for differing, count, broken in ((20, 20_000, False), (60, 20_000, True), (1, 100, False), (4, 100, True)):
@@ -216,6 +243,31 @@ def test_wide_codes_and_coarse_tables_have_bounds_of_their_own() -> None:
             ops=(op("conv2", "table", weight=None, table=STEEP),),
         )
         assert bool(only(facts, "QAT015")) is broken, codes
+
+
+def test_ties_of_samplers_are_inherent() -> None:
+    for differing, broken in ((2400, False), (2800, True)):  # of 20,000: 12 % and 14 %
+        seen = replace(comparison(0.0), differing=differing, above_1_lsb=0)
+        qvsq = records("QvsQ", conv2={"same_input": seen})
+        for kind in ("resize_linear", "grid_sample"):
+            facts = replace(CLEAN, qvsq=qvsq, ops=(op("conv2", kind, weight=None),))
+            assert bool(only(facts, "QAT015")) is broken, (kind, differing)
+        assert only(replace(CLEAN, qvsq=qvsq, ops=(op("conv2"),)), "QAT015")
+    far = replace(comparison(0.0), differing=1, above_1_lsb=1)
+    facts = replace(
+        CLEAN, qvsq=records("QvsQ", conv2={"same_input": far}), ops=(op("conv2", "grid_sample", weight=None),)
+    )
+    assert only(facts, "QAT015")
+
+
+def test_an_outlier_channel_is_cured_where_its_codes_are_lost() -> None:
+    facts = replace(CLEAN, ops=(op("conv2", weight=OUTLIER),), overrides=({"match": "head", "scale": 0.5},))
+    (finding,) = only(facts, "QAT011")
+    assert finding.command == (
+        'dvc exp run --temp -S "qconfig.overrides=[{match: conv2, activation: int16}, {match: head, scale: 0.5}]"'
+    )
+    for dtype in ("int16", "int32"):
+        assert not only(replace(CLEAN, ops=(op("conv2", dtype=dtype, weight=OUTLIER),)), "QAT011"), dtype
 
 
 def test_the_command_keeps_the_overrides_that_stand() -> None:

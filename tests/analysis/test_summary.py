@@ -143,6 +143,7 @@ def test_markdown_holds_the_table_the_goals_and_the_cure() -> None:
     assert "- passed: `ratio.integer >= 0.99`" in text
     assert "**warning QAT008** `conv1`: Large error" in text
     assert "(`docs/rules/QAT008.md`)" in text
+    assert "](" not in text, "a relative link would break wherever the folder of reports is not the root"
     assert "Evidence: op_sqnr_db 12.35, count 3" in text
     assert f"```yaml\n{FINDING.edit}\n```" in text
     assert f"```sh\n{FINDING.command}\n```" in text

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 from pathlib import Path
 from typing import Any
+
+from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,6 +30,14 @@ def metrics(name: str, stage: str) -> dict[str, float]:
     """The one section of a stage's metrics."""
     (section,) = document(f"examples/{name}/reports/{stage}/metrics.json").values()
     return dict(section)
+
+
+def is_recorded(name: str, artifact: str) -> bool:
+    """Whether the artifact in the folder of an example is, to the byte, the one of its ``dvc.lock`` in git."""
+    lock = YAML(typ="safe").load(text(f"examples/{name}/dvc.lock"))
+    (known,) = [out["md5"] for stage in lock["stages"].values() for out in stage["outs"] if out["path"] == artifact]
+    content = (ROOT / "examples" / name / artifact).read_bytes()
+    return bool(hashlib.md5(content, usedforsecurity=False).hexdigest() == known)
 
 
 def document(path: str) -> Any:

@@ -57,25 +57,27 @@ def assert_ops_agree(it: Made, scratch: Path) -> None:
         assert row.largest_lsb <= 1, row
         allowed = (MOST_SHARE_OF_SAMPLERS if row.kind in SAMPLERS else MOST_SHARE[row.dtype]) * row.elements
         assert row.differing <= allowed + 3 * math.sqrt(allowed), row
-    rows = csv.DictReader(write_gap_table(found, scratch / "lsb.csv").splitlines())
-    table = csv.DictReader(committed.text(f"examples/{it.folder.name}/reports/lsb.csv").splitlines())
-    for now, then in zip(rows, table, strict=True):
-        _assert_near(now, then)
+    now = list(csv.DictReader(write_gap_table(found, scratch / "lsb.csv").splitlines()))
+    then = list(csv.DictReader(committed.text(f"examples/{it.folder.name}/reports/lsb.csv").splitlines()))
+    for key in ("name", "kind", "dtype", "ops", "elements"):
+        assert [row[key] for row in now] == [row[key] for row in then]
+    for row in now:
+        assert float(row["share"]) == pytest.approx(int(row["differing"]) / int(row["elements"]), rel=1e-4)
+    if committed.is_recorded(it.folder.name, "artifacts/qat.safetensors"):
+        for new, old in zip(now, then, strict=True):
+            _assert_the_same(new, old)
+    else:
+        # Calibrated, or trained, on another processor: other scales, so other ties. What stays is how many in all.
+        totals = sorted(sum(int(row["differing"]) for row in rows) for rows in (now, then))
+        assert totals[1] <= 4 * totals[0]
 
 
-def _assert_near(now: dict[str, str], then: dict[str, str]) -> None:
-    """The same op; differences of the same size. Float kernels of another processor round other results the other way,
-    and train a float model of other weights, so counts may double or halve, and move by what chance does.
-    """
-    exact = ("name", "kind", "dtype", "ops", "elements")
-    assert {key: now[key] for key in exact} == {key: then[key] for key in exact}
-    counts = sorted((int(now["differing"]), int(then["differing"])))
-    assert counts[1] <= 2 * counts[0] + 5 * math.sqrt(counts[1]) + 5, (now, then)
-    assert float(now["share"]) == pytest.approx(int(now["differing"]) / int(now["elements"]), rel=1e-4)
-    assert float(now["largest_lsb"]) == pytest.approx(float(then["largest_lsb"]), abs=1)
-    assert bool(now["stored_lsb"]) == bool(then["stored_lsb"])
-    if now["stored_lsb"]:
-        assert float(now["stored_lsb"]) == pytest.approx(float(then["stored_lsb"]), rel=0.25)
+def _assert_the_same(new: dict[str, str], old: dict[str, str]) -> None:
+    """Of the same two models. Only the float side may round otherwise, where its kernels are another processor's."""
+    count = int(old["differing"])
+    assert int(new["differing"]) == pytest.approx(count, abs=5 * math.sqrt(count) + 5), (new, old)
+    assert float(new["largest_lsb"]) == pytest.approx(float(old["largest_lsb"]), abs=0.5 if count else 1), (new, old)
+    assert new["stored_lsb"] == old["stored_lsb"], (new, old)
 
 
 def assert_onnx_runtime_gives_the_integers(it: Made, folder: Path) -> None:
