@@ -289,3 +289,12 @@ def test_the_public_names(tmp_path: Path) -> None:
     net = program_of(model(lambda m, x: m.fc(x.flatten(1)), fc=nn.Linear(12, 3)), images(4, size=2))
     qatlib.export_onnx(net, tmp_path / "net.onnx")
     assert set(qatlib.check_onnx(net, tmp_path / "net.onnx", images(4, size=2)).values()) == {0}
+
+
+def test_the_docs_say_how_every_kind_is_written() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    table = page[page.index("## Flavour `integer`") : page.index("Signed by signed, because")]
+    becomes = {"sub": "add", "div": "mul", "floor_divide": "refused", "masked_fill": "where"}  # no kinds of a Program
+    kinds = {kind for kind, op in BY_KIND.items() if type(op).export is not Operator.export} - set(becomes)
+    assert len(kinds) > 30
+    assert {kind for kind in kinds if f"`{kind}`" not in table} == set()
