@@ -59,7 +59,7 @@ def test_int16_weights_are_closer_to_float() -> None:
 
 
 def test_a_target_without_int16_weights_refuses_them() -> None:
-    target = load_target("qatlib/targets/bayes-like.yaml")
+    target = load_target("bayes-like")
     assert check_model(converted(QConfig()), target) == ()
     assert [v.code for v in check_model(converted(WIDE), target)] == ["QAT185", "QAT185"]
     rules = {kind: rule.model_copy(update={"weights": ("int8", "int16")}) for kind, rule in target.ops.items()}

@@ -23,6 +23,7 @@ from qatlib.graph.trace import trace
 from qatlib.program import Program
 from tests.found_nets import NETS, Found
 from tests.models import model
+from tests.onnx_runtime import assert_same_in_onnx
 
 WIDE = QConfig(
     activation=FakeQuantSpec(dtype="int16", method="min_max"),
@@ -86,7 +87,7 @@ def test_int8_from_the_model_to_every_runtime(net: Found, tmp_path: Path) -> Non
     program.save(tmp_path / "program")
     for a, b in zip(emulate(Program.load(tmp_path / "program"), inputs), got, strict=True):
         assert torch.equal(a, b)
-    equals_onnx_runtime(program, inputs, tmp_path / "program.onnx")
+    assert_same_in_onnx(program, *inputs)
 
 
 def is_independent_of_the_batch(program: Program, inputs: tuple[Tensor, ...], got: tuple[Tensor, ...]) -> None:
@@ -94,15 +95,6 @@ def is_independent_of_the_batch(program: Program, inputs: tuple[Tensor, ...], go
     for i in range(len(inputs[0])):
         for one, all_of_them in zip(emulator(*(x[i : i + 1] for x in inputs)), got, strict=True):
             assert torch.equal(one, all_of_them[i : i + 1])
-
-
-def equals_onnx_runtime(program: Program, inputs: tuple[Tensor, ...], path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    from qatlib.export import check_onnx, export_onnx
-
-    export_onnx(program, path)
-    counts = check_onnx(program, path, inputs)
-    assert {name: count for name, count in counts.items() if count} == {}
 
 
 # -- what the trace makes of Python ------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from qatlib.fake.prepare import prepare_qat_fx
 from qatlib.ops.base import BY_KIND, Operator
 from qatlib.program import Program, Value
 from tests.nets import RandomNet, random_net
+from tests.onnx_runtime import assert_same_in_onnx
 from tests.oracle import run
 from tests.oracle.derive import derived_factors
 from tests.test_exactness import differing, on_threads
@@ -85,21 +86,12 @@ def is_exact_everywhere(seed: int, folder: Path) -> Program:
     program.save(folder / "program")
     assert differing(outputs, named(program, Emulator(Program.load(folder / "program"))(*inputs))) == {}
     assert differing(outputs, named(program, compile_model(program, permissive()).run(*inputs))) == {}
-    equals_onnx_runtime(program, inputs, folder / "program.onnx")
+    assert_same_in_onnx(program, *inputs)
     return program
 
 
 def named(program: Program, outputs: Sequence[Tensor]) -> dict[str, Tensor]:
     return dict(zip(program.outputs, outputs, strict=True))
-
-
-def equals_onnx_runtime(program: Program, inputs: Sequence[Tensor], path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    from qatlib.export import check_onnx, export_onnx
-
-    export_onnx(program, path)
-    counts = check_onnx(program, path, inputs)
-    assert {name: count for name, count in counts.items() if count} == {}
 
 
 def wrong_factors(program: Program) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import SearchStrategy
-from torch import Tensor, nn
+from torch import nn
 
 from qatlib.emulator import emulate
 from qatlib.errors import ProgramError
@@ -26,6 +25,7 @@ from qatlib.qtype import INT32, DType, QType
 from tests.case_builder import Case, codes, int32
 from tests.export.programs import builder, program_of, run, tensors
 from tests.models import everything, images, model
+from tests.onnx_runtime import differing
 from tests.strategies import KINDS, cases, chains
 
 FAST = settings(
@@ -41,16 +41,6 @@ def over(strategy: SearchStrategy[Case], profile: settings, check: Callable[[Cas
         check(case)
 
     generated()
-
-
-def differing(program: Program, inputs: list[Tensor]) -> dict[str, int]:
-    """Values that differ under ONNX Runtime; every value of the Program has been compared."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "program.onnx"
-        export_onnx(program, path)
-        counts = check_onnx(program, path, inputs)
-    assert counts.keys() == program.values.keys()
-    return {name: count for name, count in counts.items() if count}
 
 
 def equals_emulator(case: Case) -> None:

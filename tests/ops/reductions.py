@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,6 @@ from torch import Tensor, nn
 
 from qatlib.conversion import to_program
 from qatlib.emulator import emulate
-from qatlib.export import export_onnx
-from qatlib.export.runtime import check_onnx
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.qconfig import get_default_qconfig
 from qatlib.program import Op, Program
@@ -69,13 +66,6 @@ def assert_exact(program: Program, *inputs: Tensor) -> set[str]:
     for one, all_ in zip(first, emulate(program, inputs), strict=True):
         assert torch.equal(one, all_[: len(one)])
     return met
-
-
-def assert_same_in_onnx(program: Program, folder: Path, *inputs: Tensor) -> None:
-    """0 elements differ at every value of the exported graph."""
-    path = folder / "program.onnx"
-    export_onnx(program, path)
-    assert {name: n for name, n in check_onnx(program, path, inputs).items() if n} == {}
 
 
 def converted(net: nn.Module, *inputs: Tensor, dtype: str = "int8", **names: str) -> tuple[FakeQuantModel, Program]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,8 @@ from qatlib.emulator import emulate
 from qatlib.errors import GraphError
 from qatlib.fake.calibrate import calibrate
 from qatlib.fake.prepare import evaluate_graph, fuse_fx, prepare_qat_fx
-from tests.ops.reductions import assert_exact, assert_same_in_onnx, converted, sqnr_db
+from tests.onnx_runtime import assert_same_in_onnx
+from tests.ops.reductions import assert_exact, converted, sqnr_db
 
 generator = torch.Generator().manual_seed(0)
 Q = torch.randn(4, 2, 10, 16, generator=generator)
@@ -56,7 +56,7 @@ def leaves(value: Any) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else [leaf for part in value for leaf in leaves(part)]
 
 
-def check(net: nn.Module, folder: Path, *inputs: Tensor, least: tuple[int, int] = (25, 40)) -> None:
+def check(net: nn.Module, *inputs: Tensor, least: tuple[int, int] = (25, 40)) -> None:
     """The trace computes what torch does; integers are exact, in ONNX too, and near the float net."""
     net = net.eval()
     wanted = [x.detach() for x in leaves(net(*inputs))]
@@ -68,7 +68,7 @@ def check(net: nn.Module, folder: Path, *inputs: Tensor, least: tuple[int, int] 
         for got, want in zip(emulate(program, inputs), wanted, strict=True):
             assert got.shape == want.shape
             assert sqnr_db(want, got) > db, dtype
-        assert_same_in_onnx(program, folder, *inputs)
+        assert_same_in_onnx(program, *inputs)
 
 
 SDPA = F.scaled_dot_product_attention
@@ -87,8 +87,8 @@ DOT_PRODUCTS: dict[str, Body] = {
 
 
 @pytest.mark.parametrize("name", DOT_PRODUCTS)
-def test_scaled_dot_product(name: str, tmp_path: Path) -> None:
-    check(One(DOT_PRODUCTS[name]), tmp_path, Q)
+def test_scaled_dot_product(name: str) -> None:
+    check(One(DOT_PRODUCTS[name]), Q)
 
 
 def test_names_of_the_steps() -> None:
@@ -122,22 +122,22 @@ MULTI_HEAD: dict[str, tuple[dict[str, Any], Body]] = {
 
 
 @pytest.mark.parametrize("name", MULTI_HEAD)
-def test_multi_head_attention(name: str, tmp_path: Path) -> None:
+def test_multi_head_attention(name: str) -> None:
     options, body = MULTI_HEAD[name]
-    check(One(body, a=heads(**options)), tmp_path, X)
+    check(One(body, a=heads(**options)), X)
 
 
 @pytest.mark.parametrize("sizes", [{}, {"kdim": 24, "vdim": 20}])
-def test_cross_attention(sizes: dict[str, int], tmp_path: Path) -> None:
+def test_cross_attention(sizes: dict[str, int]) -> None:
     def body(s: Net, x: Tensor, y: Tensor) -> Tensor:
         k, v = (y[..., : sizes.get(name, 32)] for name in ("kdim", "vdim"))
         return s.a(x, k, v, need_weights=False)[0]
 
-    check(Net(body, a=heads(batch_first=True, **sizes)), tmp_path, X, MEMORY)
+    check(Net(body, a=heads(batch_first=True, **sizes)), X, MEMORY)
 
 
 @pytest.mark.parametrize("boolean", [True, False])
-def test_padding(boolean: bool, tmp_path: Path) -> None:
+def test_padding(boolean: bool) -> None:
     """Padded keys count for nothing, whatever they hold."""
 
     def body(s: Net, x: Tensor, y: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def test_padding(boolean: bool, tmp_path: Path) -> None:
         return s.a(x, x, x, key_padding_mask=padding, need_weights=False)[0]
 
     net = Net(body, a=heads(batch_first=True)).eval()
-    check(net, tmp_path, X, PADDING)
+    check(net, X, PADDING)
     _, program = converted(net, X, PADDING)
     other = torch.where(PADDING[..., None] > 0, X.flip(0), X)
     kept = PADDING < 0.5
@@ -185,13 +185,13 @@ LAYERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_encoder_layer(name: str, tmp_path: Path) -> None:
-    check(One(lambda s, x: s.l(x, src_mask=~s.causal), l=layer(**LAYERS[name])), tmp_path, X)
+def test_encoder_layer(name: str) -> None:
+    check(One(lambda s, x: s.l(x, src_mask=~s.causal), l=layer(**LAYERS[name])), X)
 
 
-def test_encoder_layer_with_the_length_first(tmp_path: Path) -> None:
+def test_encoder_layer_with_the_length_first() -> None:
     net = One(lambda s, x: s.l(x.transpose(0, 1)).transpose(0, 1), l=layer(batch_first=False))
-    check(net, tmp_path, X)
+    check(net, X)
 
 
 def test_names_are_those_of_the_submodules() -> None:
@@ -205,27 +205,27 @@ def test_names_are_those_of_the_submodules() -> None:
     assert all(name in modules for name in names if name.endswith(("linear1", "linear2")))
 
 
-def test_encoder_with_padding(tmp_path: Path) -> None:
+def test_encoder_with_padding() -> None:
     encoder = nn.TransformerEncoder(layer(norm_first=True), 2, enable_nested_tensor=False)
     net = Net(lambda s, x, y: s.e(x, src_key_padding_mask=y > 0.5)[:, 0], e=encoder)
-    check(net, tmp_path, X, PADDING)
+    check(net, X, PADDING)
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_decoder(first: bool, tmp_path: Path) -> None:
+def test_decoder(first: bool) -> None:
     decoder = nn.TransformerDecoder(layer(nn.TransformerDecoderLayer, norm_first=first), 2, nn.LayerNorm(32))
     net = Net(lambda s, x, y: s.d(x, y, tgt_mask=~s.causal, tgt_is_causal=True), d=decoder)
-    check(net, tmp_path, X, MEMORY, least=(20, 40))
+    check(net, X, MEMORY, least=(20, 40))
 
 
-def test_transformer(tmp_path: Path) -> None:
+def test_transformer() -> None:
     torch.manual_seed(4)
     whole = nn.Transformer(32, 4, 1, 1, 48, batch_first=True)
-    check(Net(lambda s, x, y: s.t(y, x, tgt_mask=~s.causal), t=whole), tmp_path, X, MEMORY, least=(20, 40))
+    check(Net(lambda s, x, y: s.t(y, x, tgt_mask=~s.causal), t=whole), X, MEMORY, least=(20, 40))
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int16"])
-def test_a_transformer_end_to_end(dtype: str, tmp_path: Path) -> None:
+def test_a_transformer_end_to_end(dtype: str) -> None:
     """Calibrated on other data: cosine with float above 0.98, and the executable's integers are the emulator's."""
     torch.manual_seed(5)
     stack = nn.TransformerEncoder(layer(activation="gelu"), 3, enable_nested_tensor=False)

@@ -18,7 +18,8 @@ from qatlib.export.runtime import measure_distance
 from qatlib.fake.prepare import evaluate_graph, fuse_fx
 from qatlib.ops.matmul import MatMul, dropped, exact_product
 from tests.models import model
-from tests.ops.reductions import assert_exact, assert_same_in_onnx, converted, prepared, sqnr_db
+from tests.onnx_runtime import assert_same_in_onnx
+from tests.ops.reductions import assert_exact, converted, prepared, sqnr_db
 
 Body = Callable[..., Any]
 generator = torch.Generator().manual_seed(0)
@@ -86,7 +87,7 @@ PRODUCTS = {"matmul", "linear", "constant", "add", "sub"}
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
-def test_spellings(name: str, tmp_path: Path) -> None:
+def test_spellings(name: str) -> None:
     body, ops = SPELLINGS[name]
     net = Two(body).eval()
     wanted = net(X, Y).detach()
@@ -97,21 +98,21 @@ def test_spellings(name: str, tmp_path: Path) -> None:
         _, program = converted(net, X, Y, dtype=dtype)
         assert_exact(program, X, Y)
         assert sqnr_db(wanted, emulate(program, (X, Y))[0]) > least
-    assert_same_in_onnx(program, tmp_path, X, Y)
+    assert_same_in_onnx(program, X, Y)
 
 
 MIXES = [(a, b, c) for a in ("int8", "int16") for b in ("int8", "int16") for c in ("int8", "int16")]
 
 
 @pytest.mark.parametrize("mix", MIXES, ids="-".join)
-def test_every_mix_of_formats(mix: tuple[str, str, str], tmp_path: Path) -> None:
+def test_every_mix_of_formats(mix: tuple[str, str, str]) -> None:
     a, b, out = mix
     fake, program = converted(Two(lambda s, x, y: x @ y), X, Y, dtype=out, x=a, y=b)
     assert [program.values[name].qtype.dtype for name in ("x.quant", "y.quant", "matmul")] == list(mix)
     (op,) = (op for op in program if op.kind == "matmul")
     assert op.attrs["acc_bound"] < 2**31
     assert assert_exact(program, X, Y) == {"matmul"}
-    assert_same_in_onnx(program, tmp_path, X, Y)
+    assert_same_in_onnx(program, X, Y)
     gap = gaps(fake, program, X, Y)["matmul"]
     assert gap.largest <= (1 if out == "int8" or "int8" in mix[:2] else 8), "two int16 operands drop bits"
 

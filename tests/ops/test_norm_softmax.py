@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,8 @@ from qatlib.fake.fake_quant import fake_quantize
 from qatlib.fake.prepare import evaluate_graph, fuse_fx
 from qatlib.program import Program
 from tests.models import calibrated, lively, model
-from tests.ops.reductions import assert_exact, assert_same_in_onnx, converted, prepared, sqnr_db
+from tests.onnx_runtime import assert_same_in_onnx
+from tests.ops.reductions import assert_exact, converted, prepared, sqnr_db
 
 generator = torch.Generator().manual_seed(0)
 X = torch.randn(8, 12, 64, generator=generator) * 2
@@ -77,7 +77,7 @@ CASES: dict[str, tuple[Make, Tensor, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_steps_float_and_error(name: str, tmp_path: Path) -> None:
+def test_steps_float_and_error(name: str) -> None:
     """SQNR without the error of the input's own rounding. int16 in and out: more than 50 dB.
 
     int8: more than 30 dB for norms. Probabilities, most of them small beside the largest, cannot be told better in 8
@@ -98,12 +98,12 @@ def test_steps_float_and_error(name: str, tmp_path: Path) -> None:
         out = fake.qtype(fake.graph.outputs[0])
         rounded = fake_quantize(wanted, torch.tensor(out.scale), dtype)
         assert dtype == "int16" or measured > sqnr_db(wanted, rounded) - 1.5
-    assert_same_in_onnx(program, tmp_path, x)
+    assert_same_in_onnx(program, x)
 
 
 @pytest.mark.parametrize(("dtype", "out"), [("int8", "int16"), ("int16", "int8")])
 @pytest.mark.parametrize("name", ["softmax", "layer norm", "rms norm", "group norm"])
-def test_mixed_formats(name: str, dtype: str, out: str, tmp_path: Path) -> None:
+def test_mixed_formats(name: str, dtype: str, out: str) -> None:
     make, x, _ = CASES[name]
     net = make().eval()
     entry = fuse_fx(net, (x,)).nodes[0].name
@@ -113,7 +113,7 @@ def test_mixed_formats(name: str, dtype: str, out: str, tmp_path: Path) -> None:
     assert program.values[last].qtype.dtype == out
     assert_exact(program, x)
     assert sqnr_db(of_codes(program, net, x), emulate(program, x)[0]) > 30
-    assert_same_in_onnx(program, tmp_path, x)
+    assert_same_in_onnx(program, x)
 
 
 @pytest.mark.parametrize("name", CASES)

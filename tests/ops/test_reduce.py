@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,8 @@ from qatlib.ops.reduce import Sum
 from qatlib.program import Program, Value
 from qatlib.qtype import QType
 from tests.models import model
-from tests.ops.reductions import assert_exact, assert_same_in_onnx, converted, sqnr_db
+from tests.onnx_runtime import assert_same_in_onnx
+from tests.ops.reductions import assert_exact, converted, sqnr_db
 
 Body = Callable[[Any, Tensor], Any]
 X = torch.randn(6, 4, 5, 7, generator=torch.Generator().manual_seed(0)) * 2 + 0.3
@@ -46,7 +46,7 @@ SPELLINGS: dict[str, tuple[Body, str]] = {
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
-def test_spellings(name: str, tmp_path: Path) -> None:
+def test_spellings(name: str) -> None:
     body, kind = SPELLINGS[name]
     net = model(body)
     wanted = net(X)
@@ -58,19 +58,19 @@ def test_spellings(name: str, tmp_path: Path) -> None:
     for got, want in zip(emulate(program, X), wanted, strict=True):
         assert got.shape == want.shape
         assert sqnr_db(want, got) > 30
-    assert_same_in_onnx(program, tmp_path, X)
+    assert_same_in_onnx(program, X)
 
 
 @pytest.mark.parametrize("out", ["int8", "int16"])
 @pytest.mark.parametrize("dtype", ["int8", "int16"])
-def test_every_mix_of_formats(dtype: str, out: str, tmp_path: Path) -> None:
+def test_every_mix_of_formats(dtype: str, out: str) -> None:
     net = model(lambda s, x: (x.mean((2, 3)), x.sum(1), x.amax(-1)))
     fake, program = converted(net, X, dtype=out, x=dtype)
     assert program.values["x.quant"].qtype.dtype == dtype
     assert {program.values[name].qtype.dtype for name in ("mean", "sum")} == {out}
     assert program.values["amax"].qtype == program.values["x.quant"].qtype, "the largest keeps its format"
     assert assert_exact(program, X) == {"sum", "amax"}
-    assert_same_in_onnx(program, tmp_path, X)
+    assert_same_in_onnx(program, X)
     assert_near(fake, program, X)
 
 
@@ -88,7 +88,7 @@ def test_fake_quant_agrees_on_many_elements() -> None:
     assert_near(fake, program, x)
 
 
-def test_a_sum_past_int32_saturates(tmp_path: Path) -> None:
+def test_a_sum_past_int32_saturates() -> None:
     """70,000 codes of 32767 are 2.29e9."""
     x = torch.ones(2, 70_000)
     x[1] = -1
@@ -98,7 +98,7 @@ def test_a_sum_past_int32_saturates(tmp_path: Path) -> None:
     assert op.attrs["acc_bound"] == 70_000 * 32768
     assert min(abs(code) for code in codes) * 70_000 > 2**31
     assert assert_exact(program, x) == {"sum"}
-    assert_same_in_onnx(program, tmp_path, x)
+    assert_same_in_onnx(program, x)
     assert fake.graph.nodes[-1].op == "sum"
 
 
@@ -113,7 +113,7 @@ def test_a_sum_of_what_is_not_negative_is_not_negative() -> None:
     assert operator.out_range(op, value, [(-5, 5)]) == (-32768, 32767)
 
 
-def test_truth_values_are_counted(tmp_path: Path) -> None:
+def test_truth_values_are_counted() -> None:
     _, program = converted(model(lambda s, x: ((x > 0).sum(-1), (x > 0).float().mean(1))), X)
     counts, shares = emulate(program, X)
     assert counts.dtype == torch.int32
@@ -121,7 +121,7 @@ def test_truth_values_are_counted(tmp_path: Path) -> None:
     assert torch.equal(counts, (codes > 0).sum(-1).int())
     assert sqnr_db((codes > 0).float().mean(1), shares) > 30
     assert_exact(program, X)
-    assert_same_in_onnx(program, tmp_path, X)
+    assert_same_in_onnx(program, X)
 
 
 def test_unbiased_and_biased_differ() -> None:

@@ -157,7 +157,9 @@ def test_integers_are_the_function_within_the_stored_error(name: str, dtypes: tu
 @pytest.mark.parametrize("out", ["int8", "int16"])
 @pytest.mark.parametrize("name", CASES)
 def test_fake_quant_agrees_with_an_eight_bit_table(name: str, out: str) -> None:
-    """An int16 output resolves the float32 error of the fake-quant forward itself; see section 5."""
+    """An int16 output resolves the float32 error of the fake-quant forward itself, up to 2^-9 of a code (section 5): it
+    turns the rounding of one or two of the 256 values of f, and of each together with its mirror image where f is odd.
+    """
     body, _, (low, high) = CASES[name]
     x = spread(low, high)
     fake = prepared(body, x, ("int8", out))
@@ -165,7 +167,7 @@ def test_fake_quant_agrees_with_an_eight_bit_table(name: str, out: str) -> None:
     if out == "int8":
         assert_agree(fake, program, x)
     else:
-        assert all(gap.largest <= 1 for gap in gaps(fake, program, x).values())
+        assert all(gap.largest <= 1 and gap.share < 4 / 256 for gap in gaps(fake, program, x).values())
 
 
 def test_fake_quant_is_within_the_stored_error_of_a_sixteen_bit_table() -> None:
