@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from qatlib.atomic import write_json
-from qatlib.errors import ConfigError, DataError, TrainingError
+from qatlib.errors import ConfigError, DataError, StateError, TrainingError
+from qatlib.fake.model import FakeQuantModel
+from qatlib.fake.state import FakeQuantState
 from qatlib.pipeline.entry import call_entry
 
 
@@ -118,9 +120,12 @@ def evaluate(
 ) -> Evaluation:
     """Run ``forward(*inputs)`` over ``batches`` without gradients and return the value of ``metric``.
 
-    The caller sets the model's mode and state. Raises TrainingError QAT168 if an output or the value is NaN,
-    DataError QAT110 if there are no batches.
+    The caller sets the model's mode and state. Raises StateError QAT156 for a fake-quant model in train mode or in
+    another state than VALIDATION, TrainingError QAT168 if an output or the value is NaN, DataError QAT110 if there are
+    no batches.
     """
+    if isinstance(forward, FakeQuantModel):
+        _check_evaluable(forward)
     images = 0
     with torch.no_grad():
         for number, (inputs, targets) in enumerate(batches):
@@ -134,6 +139,18 @@ def evaluate(
     if not math.isfinite(value):
         raise TrainingError("QAT168", f"metric {metric.name}", f"is {value} over {images} items", _NAN_FIX)
     return Evaluation(value, images)
+
+
+def _check_evaluable(model: FakeQuantModel) -> None:
+    if model.state is not FakeQuantState.VALIDATION or model.training:
+        mode = "train" if model.training else "eval"
+        raise StateError(
+            "QAT156",
+            "evaluation",
+            f"the fake-quant model is in {model.state.name} state and {mode} mode; in CALIBRATION it would score as the"
+            " float model does",
+            "Call model.eval(), then set_fake_quantize(model, FakeQuantState.VALIDATION)",
+        )
 
 
 _NAN_FIX = "Check first that the float model is sound, then the data, then lower qat.lr or set qat.clip_grad_norm"
