@@ -243,7 +243,6 @@ class RuntimeParams(_Params):
     device: Annotated[str, Field(pattern=_DEVICE)] = "cpu"
     threads: Count = 1
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    processes: Count = 1
 
 
 class Config(_Params):

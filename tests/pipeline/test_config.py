@@ -104,7 +104,6 @@ def test_yaml_1_2_numbers(tmp_path: Path) -> None:
         ("qat: {on_nan: go}", "qat.on_nan: 'go' must be stop or rewind"),
         ("qat: {relu6: stem}", "-S \"qat.relu6=['stem']\""),
         ("qat: {amp: fp16}", "qat.amp: 'fp16' must be bf16"),
-        ("runtime: {processes: 0}", "runtime.processes: 0 must be greater than or equal to 1"),
         ("calibrate: {method: minmax}", "must be min_max, percentile or mse; did you mean 'min_max'?"),
         ("calibrate: {percentile: 0}", "calibrate.percentile: 0 must be greater than 0"),
         ("calibrate: {percentile: 100.1}", "calibrate.percentile: 100.1 must be less than or equal to 100"),
