@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from qatlib.atomic import write_json
-from qatlib.errors import ConfigError, DataError, StateError, TrainingError
-from qatlib.fake.model import FakeQuantModel
-from qatlib.fake.state import FakeQuantState
+from qatlib.errors import ConfigError, DataError, TrainingError
 from qatlib.pipeline.entry import call_entry
 
 
@@ -124,8 +122,9 @@ def evaluate(
     another state than VALIDATION, TrainingError QAT168 if an output or the value is NaN, DataError QAT110 if there are
     no batches.
     """
-    if isinstance(forward, FakeQuantModel):
-        _check_evaluable(forward)
+    check = getattr(forward, "check_scorable", None)  # of a fake-quant model, whose state has a say
+    if check is not None:
+        check()
     images = 0
     with torch.no_grad():
         for number, (inputs, targets) in enumerate(batches):
@@ -139,18 +138,6 @@ def evaluate(
     if not math.isfinite(value):
         raise TrainingError("QAT168", f"metric {metric.name}", f"is {value} over {images} items", _NAN_FIX)
     return Evaluation(value, images)
-
-
-def _check_evaluable(model: FakeQuantModel) -> None:
-    if model.state is not FakeQuantState.VALIDATION or model.training:
-        mode = "train" if model.training else "eval"
-        raise StateError(
-            "QAT156",
-            "evaluation",
-            f"the fake-quant model is in {model.state.name} state and {mode} mode; in CALIBRATION it would score as the"
-            " float model does",
-            "Call model.eval(), then set_fake_quantize(model, FakeQuantState.VALIDATION)",
-        )
 
 
 _NAN_FIX = "Check first that the float model is sound, then the data, then lower qat.lr or set qat.clip_grad_norm"
