@@ -23,6 +23,7 @@ _HOME = {
     ),
     "qatlib.fake.model": ("FakeQuantModel", "set_fake_quantize", "set_preserve_qat_mode"),
     "qatlib.fake.eager": ("prepare_qat",),
+    "qatlib.fake.exact": ("ExactForward",),
     "qatlib.fake.prepare": ("fuse_fx", "prepare_qat_fx"),
     "qatlib.fake.calibrate": ("calibrate",),
     "qatlib.fake.coverage": ("mac_coverage",),

@@ -54,7 +54,7 @@ class StateError(QatError, RuntimeError):
 
 
 class TrainingError(QatError, ArithmeticError):
-    """Calibration or training met a value it must not go on with (QAT16x)."""
+    """Calibration or training met a value it must not go on with (QAT16x, QAT193, QAT196)."""
 
 
 class ProgramError(QatError, ValueError):

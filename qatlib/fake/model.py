@@ -231,6 +231,18 @@ class FakeQuantModel(nn.Module):
         self._cell.state = state
         self.state_code.fill_(list(FakeQuantState).index(state))
 
+    def check_scorable(self) -> None:
+        """Raise StateError (QAT156) unless a score would be that of the quantized model."""
+        if self.state is not FakeQuantState.VALIDATION or self.training:
+            mode = "train" if self.training else "eval"
+            raise StateError(
+                "QAT156",
+                "evaluation",
+                f"the fake-quant model is in {self.state.name} state and {mode} mode; in CALIBRATION it would score as"
+                " the float model does",
+                "Call model.eval(), then set_fake_quantize(model, FakeQuantState.VALIDATION)",
+            )
+
     @property
     def trained(self) -> bool:
         """Whether QAT moved the weights away from the float model's."""

@@ -1,8 +1,10 @@
-"""The resume checkpoint of QAT: one file that holds everything the next step depends on."""
+"""Where a training stands: everything the next step depends on, in memory and in one file."""
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,55 +14,70 @@ from torch import Tensor, nn
 
 from qatlib.pipeline.checkpoint import load_weights, read_metadata, save_tensors
 
+Packed = tuple[dict[str, Tensor], dict[str, str]]
+"""Tensors by name and numbers as text: what a safetensors file holds."""
+
 
 @dataclass
 class Progress:
-    """Where the training stands. ``step`` counts finished steps over all epochs; ``epoch`` is the one under way."""
+    """``step`` counts finished steps over all epochs; ``epoch`` is the one under way.
+
+    ``history`` has one row per finished epoch, ``kept`` the weights after the best of them. ``rewinds`` counts how
+    often the training went back after a NaN; each halved the learning rate. ``first_loss`` has the fields of
+    :class:`qatlib.fake.first_loss.FirstLoss`, once there was a first step.
+    """
 
     epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
-    best: int = 0
+    rewinds: int = 0
+    first_loss: dict[str, float] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    kept: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+    @property
+    def rate(self) -> float:
+        """Factor on the learning rate."""
+        return float(0.5**self.rewinds)
 
 
-def save_progress(path: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+_NUMBERS = ("epoch", "step", "loss_sum", "rewinds", "first_loss", "history")
+
+
+def pack(progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer) -> Packed:
+    """A copy of everything; training on does not change it."""
+    tensors = {f"model/{name}": tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    for epoch, weights in progress.kept.items():
+        tensors |= {f"kept/{epoch}/{name}": tensor for name, tensor in weights.items()}
+    state = io.BytesIO()
+    torch.save(optimizer.state_dict(), state)  # not plain tensors: any optimizer's state, and the layout in memory
+    tensors["optimizer"] = torch.frombuffer(bytearray(state.getvalue()), dtype=torch.uint8)
+    numbers = {name: getattr(progress, name) for name in _NUMBERS}
+    return tensors, {"progress": json.dumps(numbers)}
+
+
+def unpack(packed: Packed, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Put model and optimizer where :func:`pack` found them."""
+    tensors, metadata = packed
+    model.load_state_dict(_under("model/", tensors))
+    state = io.BytesIO(tensors["optimizer"].numpy().tobytes())
+    optimizer.load_state_dict(torch.load(state, map_location="cpu", weights_only=True))
+    numbers = json.loads(metadata["progress"])
+    progress = Progress(**numbers)
+    for epoch in sorted({int(name.split("/")[1]) for name in tensors if name.startswith("kept/")}):
+        progress.kept[epoch] = _under(f"kept/{epoch}/", tensors)
+    return progress
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def save(path: Path, packed: Packed) -> None:
     """Write ``path`` whole or not at all."""
-    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"best/{name}": tensor for name, tensor in progress.best_weights.items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
-    numbers = {
-        "epoch": progress.epoch,
-        "step": progress.step,
-        "loss_sum": progress.loss_sum.hex(),
-        "best": progress.best,
-        "history": progress.history,
-    }
-    save_tensors(path, tensors, {"progress": json.dumps(numbers)})
+    save_tensors(path, *packed)
 
 
-def load_progress(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
-    """Put model and optimizer where :func:`save_progress` left them; None if there is no such file."""
-    if not path.exists():
-        return None
-    numbers = json.loads(read_metadata(path)["progress"])
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
-    for name, tensor in load_weights(path).items():
-        group, _, rest = name.partition("/")
-        groups[group][rest] = tensor
-    model.load_state_dict(groups["model"])
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in groups["optimizer"].items():
-        index, _, key = name.partition("/")
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return Progress(
-        numbers["epoch"],
-        numbers["step"],
-        float.fromhex(numbers["loss_sum"]),
-        numbers["best"],
-        numbers["history"],
-        groups["best"],
-    )
+def load(path: Path) -> Packed | None:
+    """What :func:`save` wrote; None if there is no such file."""
+    return (load_weights(path), read_metadata(path)) if path.exists() else None

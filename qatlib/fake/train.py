@@ -3,51 +3,46 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from qatlib.conversion import IntegerModel, convert_fx
-from qatlib.errors import DataError, ProgramError, TrainingError
+from qatlib.errors import ProgramError, TrainingError
+from qatlib.fake.distill import Distillation
+from qatlib.fake.epochs import Epoch, Scores, better, worth_keeping
+from qatlib.fake.first_loss import FirstLoss, check_calibrated
+from qatlib.fake.guards import Items, Place, check_batch_of_one, check_weights
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
-from qatlib.fake.resume import Progress, load_progress, save_progress
+from qatlib.fake.optimizer import Schedule, check_owned, make_optimizer, set_rate
+from qatlib.fake.resume import Packed, Progress, load, pack, save, unpack
 from qatlib.fake.state import FakeQuantState
+from qatlib.fake.step import Loss, Step, drawing
 from qatlib.pipeline.config import QatParams
+from qatlib.pipeline.data import mix
 
-Loss = Callable[[Any, Any], Tensor]
 Batches = Callable[[int, int], Iterable[tuple[tuple[Tensor, ...], Any]]]
 """``(epoch, first batch) -> batches``; the order has to depend on the epoch alone."""
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Metric on validation data of the fake-quant model and of its integers."""
-
-    fake_quant: float
-    integer: float
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One line of the history; epoch 0 is the calibrated model."""
-
-    epoch: int
-    lr: float
-    train_loss: float
-    fake_quant: float
-    integer: float
-
-
-@dataclass(frozen=True)
 class Trained:
-    """What came out: all epochs, and the one whose weights the model now has."""
+    """What came out: all epochs, the one whose weights the model now has, and the score of its integers.
+
+    ``rewinds`` counts how often the training went back after a NaN.
+    """
 
     history: tuple[Epoch, ...]
     best: int
+    integer: float
+    first_loss: FirstLoss | None = None
+    rewinds: int = 0
 
 
 def scorable(model: FakeQuantModel) -> IntegerModel:
@@ -74,10 +69,17 @@ class Trainer:
         model: calibrated; its weights are trained in place.
         batches: training batches of an epoch, from a given batch on.
         steps: batches per epoch.
-        score: called in VALIDATION state after every epoch.
+        score: called in VALIDATION state after every epoch, on a sample of the validation data.
+        full_score: of the integers on all of it; decides among the kept epochs at the end. None: ``score`` sees all.
         higher_is_better: direction of the scores.
+        optimizer: over parameters of ``model``, instead of the one that ``params`` describe; its rates are kept, and
+            scheduled. One that was built before the model was prepared is refused (QAT193).
+        distillation: the float model as a teacher.
+        items: dataset indices of a batch (epoch, batch), for messages.
+        seed: what is drawn at random in a step (dropout in a module kept whole) depends on it and the step alone.
         scratch: folder for the resume checkpoint; None switches resuming off.
         on_step: told (step, total steps, loss) after every step.
+        note: told, in one line, what a person should know at once.
     """
 
     model: FakeQuantModel
@@ -86,143 +88,173 @@ class Trainer:
     batches: Batches
     steps: int
     score: Callable[[FakeQuantModel], Scores]
+    full_score: Callable[[FakeQuantModel], float] | None = None
     higher_is_better: bool = True
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    optimizer: torch.optim.Optimizer | None = None
+    distillation: Distillation | None = None
+    items: Items = lambda epoch, batch: ()
+    seed: int = 0
     scratch: Path | None = None
     checkpoint_steps: int = 100
     on_step: Callable[[int, int, float], None] = lambda step, total, loss: None
+    note: Callable[[str], None] = lambda text: warnings.warn(text, stacklevel=2)
 
     def run(self) -> Trained:
         """Train, and leave the model with the best epoch's weights in VALIDATION state.
 
-        Raises TrainingError QAT162 at the first loss, gradient or activation that is not finite, with step and module.
+        Raises TrainingError QAT162 at the first loss, gradient or activation that is not finite, with step, items and
+        tensor, unless ``params.on_nan`` says to go back; QAT196 for scales of no calibration. Without epochs nothing is
+        trained, and no optimizer is built.
         """
-        optimizer = self._optimizer()
-        progress = load_progress(self._file, self.model, optimizer) if self._file else None
-        if progress is None:
-            progress = Progress()
+        progress = Progress()
+        if self.params.epochs:
+            progress = self._train()
+        else:
             self._finish_epoch(progress, 0.0)
-        while progress.epoch <= self.params.epochs:
-            self._train_epoch(progress, optimizer)
-            self._finish_epoch(progress, self.learning_rate(progress.step - 1))
-            self._save(progress, optimizer)
-        self.model.load_state_dict(progress.best_weights)
+        best, integer = self._choose(progress)
+        first = FirstLoss(**progress.first_loss) if progress.first_loss else None
+        return Trained(tuple(Epoch(**row) for row in progress.history), best, integer, first, progress.rewinds)
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def _train(self) -> Progress:
+        check_calibrated(self.model)
+        self._check_last_batch()
+        step = self._step()
+        saved = load(self._file) if self._file else None
+        if saved is None:
+            run = _Run(step, Progress())
+            self._finish_epoch(run.progress, 0.0)
+        else:
+            run = _Run(step, unpack(saved, self.model, step.optimizer))
+        run.good = pack(run.progress, self.model, step.optimizer) if self._goes_back else None
+        while run.progress.epoch <= self.params.epochs:
+            try:
+                self._train_epoch(run)
+                self._finish_epoch(run.progress, step.optimizer.param_groups[0]["lr"])
+                self._checkpoint(run)
+            except TrainingError as error:
+                self._rewind(run, error)
+        return run.progress
+
+    def _train_epoch(self, run: _Run) -> None:
+        self.model.train()
+        set_fake_quantize(self.model, FakeQuantState.QAT)
+        self.model.mark_trained()
+        progress, schedule = run.progress, Schedule(self.params, self.total_steps)
+        done = progress.step - (progress.epoch - 1) * self.steps
+        for number, (inputs, targets) in enumerate(self.batches(progress.epoch, done), start=done):
+            lr = set_rate(run.step.optimizer, schedule.factor(progress.step) * progress.rate)
+            place = Place(progress.epoch, progress.step, number, lr, self.items)
+            with drawing(mix(self.seed, progress.step), self.device):
+                progress.loss_sum += self._step_on(run, self._moved(inputs), self._moved(targets), place)
+            progress.step += 1
+            self.on_step(progress.step, self.total_steps, progress.loss_sum / (number + 1))
+            if progress.step % self.checkpoint_steps == 0:
+                self._checkpoint(run)
+        check_weights(self.model, f"epoch {progress.epoch} step {progress.step - 1}")
+
+    def _step_on(self, run: _Run, inputs: tuple[Tensor, ...], targets: Any, place: Place) -> float:
+        if place.step > 0:
+            return run.step(inputs, targets, place)
+        before = run.step.before_training(inputs, targets, place)
+        first = FirstLoss(run.step(inputs, targets, place), *before)
+        run.progress.first_loss = asdict(first)
+        if first.abnormal(self.params.max_loss_ratio):
+            self.note(first.warning(self.params.max_loss_ratio))
+        return first.fake_quant
+
+    def _finish_epoch(self, progress: Progress, lr: float) -> None:
+        """Score the model, keep its weights if its integers are among the best so far, go to the next epoch."""
         self.model.eval()
-        return Trained(tuple(Epoch(**row) for row in progress.history), progress.best)
+        set_fake_quantize(self.model, FakeQuantState.VALIDATION)
+        scores = self.score(self.model)
+        mean = progress.loss_sum / self.steps if progress.epoch else math.nan
+        progress.history.append(asdict(Epoch(progress.epoch, lr, mean, **asdict(scores))))
+        kept = worth_keeping(progress.history, self.params.keep_epochs, self.higher_is_better)
+        if progress.epoch in kept:
+            progress.kept[progress.epoch] = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+        progress.kept = {epoch: weights for epoch, weights in progress.kept.items() if epoch in kept}
+        progress.epoch += 1
+        progress.loss_sum = 0.0
+
+    # -- the best epoch ------------------------------------------------------------------------------------------
+
+    def _choose(self, progress: Progress) -> tuple[int, float]:
+        """The kept epoch whose integers score best on all validation data, and that score; sets its weights."""
+        best, most = 0, math.nan
+        for epoch, weights in sorted(progress.kept.items()):
+            self.model.load_state_dict(weights)
+            self.model.eval()
+            score = progress.history[epoch]["integer"] if self.full_score is None else self.full_score(self.model)
+            if better(score, most, self.higher_is_better):
+                best, most = epoch, score
+        self.model.load_state_dict(progress.kept[best])
+        return best, most
+
+    # -- going on, going back ------------------------------------------------------------------------------------
 
     @property
     def _file(self) -> Path | None:
         return self.scratch / "resume.safetensors" if self.scratch else None
 
     @property
+    def _goes_back(self) -> bool:
+        return self.params.on_nan == "rewind"
+
+    def _checkpoint(self, run: _Run) -> None:
+        """Where to go on after the process ends, and where to go back to after a NaN: the same moments for both."""
+        if not self._file and not self._goes_back:
+            return
+        check_weights(self.model, f"epoch {run.progress.epoch} step {run.progress.step - 1}")
+        packed = pack(run.progress, self.model, run.step.optimizer)
+        if self._file:
+            save(self._file, packed)
+        if self._goes_back:
+            run.good = packed
+
+    def _rewind(self, run: _Run, error: TrainingError) -> None:
+        """Back to the last good weights with half the learning rate; raises ``error`` where that is not asked for."""
+        if run.good is None:
+            raise error
+        rewinds = run.progress.rewinds + 1
+        if rewinds > self.params.max_rewinds:
+            seen = f"{error.seen}, again after {self.params.max_rewinds} rewinds (qat.max_rewinds)"
+            raise TrainingError(error.code, error.where, seen, error.fix) from error
+        run.progress = unpack(run.good, self.model, run.step.optimizer)
+        run.progress.rewinds = rewinds
+        self.note(
+            f"{error.code} {error.where}: {error.seen}. Back to step {run.progress.step} with the learning rate times"
+            f" {run.progress.rate:g} (rewind {rewinds} of {self.params.max_rewinds})"
+        )
+        self._checkpoint(run)
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    @property
     def total_steps(self) -> int:
         return self.steps * self.params.epochs
 
-    # -- one epoch -----------------------------------------------------------------------------------------------
+    def _step(self) -> Step:
+        if self.optimizer is not None:
+            check_owned(self.optimizer, self.model)
+        optimizer = make_optimizer(self.params, self.model) if self.optimizer is None else self.optimizer
+        return Step(self.model, optimizer, self.loss, self.params.clip_grad_norm, self.distillation)
 
-    def _train_epoch(self, progress: Progress, optimizer: torch.optim.Optimizer) -> None:
-        self.model.train()
-        set_fake_quantize(self.model, FakeQuantState.QAT)
-        self.model.mark_trained()
-        done = progress.step - (progress.epoch - 1) * self.steps
-        for number, (inputs, targets) in enumerate(self.batches(progress.epoch, done), start=done):
-            progress.loss_sum += self._step(progress, number, inputs, targets, optimizer)
-            progress.step += 1
-            self.on_step(progress.step, self.total_steps, progress.loss_sum / (number + 1))
-            if progress.step % self.checkpoint_steps == 0:
-                self._save(progress, optimizer)
+    def _check_last_batch(self) -> None:
+        if len(self.items(1, self.steps - 1)) == 1:
+            inputs, _ = next(iter(self.batches(1, self.steps - 1)))
+            check_batch_of_one(self.model, self._moved(inputs), "the last batch of an epoch")
 
-    def _step(
-        self, progress: Progress, batch: int, inputs: tuple[Tensor, ...], targets: Any, optimizer: torch.optim.Optimizer
-    ) -> float:
-        lr = self.learning_rate(progress.step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        inputs = tuple(x.to(self.device) for x in inputs)
-        targets = targets.to(self.device) if isinstance(targets, Tensor) else targets
-        where = f"epoch {progress.epoch} step {progress.step} batch {batch} (lr {lr:.3g})"
-        try:
-            loss = self.loss(self.model(*inputs), targets)
-        except TrainingError as error:
-            raise TrainingError("QAT162", f"{where} {error.where}", error.seen, _CURES) from None
-        except IndexError as error:
-            fix = "Correct the labels of the train split, or the number of classes in model.kwargs"
-            raise DataError("QAT113", where, f"the loss refuses the targets: {error}", fix) from None
-        if not bool(torch.isfinite(loss)):
-            raise TrainingError("QAT162", where, f"loss is {float(loss.detach())}; {self._first_bad(inputs)}", _CURES)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        limit = self.params.clip_grad_norm
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit)
-        if not bool(torch.isfinite(norm)):
-            raise TrainingError(
-                "QAT162", where, f"gradient norm is {float(norm)} at a loss of {float(loss.detach()):.4g}", _CURES
-            )
-        optimizer.step()
-        return float(loss.detach())
-
-    def _first_bad(self, inputs: tuple[Tensor, ...]) -> str:
-        """The first module whose output is not finite."""
-        found: list[str] = []
-
-        def visit(node: Any, _: tuple[Tensor, ...], out: Tensor) -> None:
-            if not found and not bool(torch.isfinite(out).all()):
-                found.append(node.described())
-
-        with torch.no_grad():
-            self.model.walk(*inputs, visit=visit)
-        return (
-            f"first non-finite output: {found[0]}"
-            if found
-            else "all activations are finite, so look at loss and labels"
-        )
-
-    def _finish_epoch(self, progress: Progress, lr: float) -> None:
-        """Score the model, remember it if its integers are the best so far, go to the next epoch."""
-        self.model.eval()
-        set_fake_quantize(self.model, FakeQuantState.VALIDATION)
-        scores = self.score(self.model)
-        mean = progress.loss_sum / self.steps if progress.epoch else math.nan
-        row = Epoch(progress.epoch, lr, mean, scores.fake_quant, scores.integer)
-        best = progress.history[progress.best]["integer"] if progress.history else None
-        if best is None or (row.integer > best if self.higher_is_better else row.integer < best):
-            progress.best = progress.epoch
-            progress.best_weights = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
-        progress.history.append(asdict(row))
-        progress.epoch += 1
-        progress.loss_sum = 0.0
-
-    def _save(self, progress: Progress, optimizer: torch.optim.Optimizer) -> None:
-        if self._file:
-            save_progress(self._file, progress, self.model, optimizer)
-
-    # -- optimizer -----------------------------------------------------------------------------------------------
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        """SGD or AdamW; weight decay acts on weights, not on biases."""
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.dim() > 1], "weight_decay": self.params.weight_decay},
-            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-        if self.params.optimizer == "sgd":
-            return torch.optim.SGD(groups, lr=self.params.lr, momentum=self.params.momentum)
-        return torch.optim.AdamW(groups, lr=self.params.lr)
-
-    def learning_rate(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up, then constant, cosine to 0, or a factor gamma at each milestone."""
-        p, total = self.params, max(1, self.total_steps)
-        if step < p.warmup_steps:
-            return p.lr * (step + 1) / (p.warmup_steps + 1)
-        if p.schedule == "cosine":
-            done = (step - p.warmup_steps) / max(1, total - p.warmup_steps)
-            return p.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        if p.schedule == "step":
-            return p.lr * p.gamma ** sum(step >= fraction * total for fraction in p.milestones)
-        return p.lr
+    def _moved(self, values: Any) -> Any:
+        return tree_map_only(Tensor, lambda x: x.to(self.device), values)
 
 
-_CURES = (
-    "In this order: check that the float model is sound, look for NaN or infinity in data and labels, lower qat.lr or"
-    " set qat.warmup_steps, set qat.clip_grad_norm"
-)
+@dataclass
+class _Run:
+    """What changes while a training runs. ``good`` is where a NaN goes back to."""
+
+    step: Step
+    progress: Progress
+    good: Packed | None = None

@@ -24,10 +24,14 @@ Many = Annotated[tuple[T, ...], Field(strict=False)]
 """A YAML list; a string is refused."""
 
 _ENTRY = r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"
+_OPTIMIZER = rf"^(sgd|adamw|adam|rmsprop)$|{_ENTRY}"
+_DISTILL = rf"^(kl|mse)$|{_ENTRY}"
 _METRIC = r"^\w+(\.\w+)+$"
 _DEVICE = r"^(cpu|cuda(:\d+)?)$"
 _IN_WORDS = {
     _ENTRY: 'an entry point "module:callable"',
+    _OPTIMIZER: 'sgd, adamw, adam, rmsprop or an entry point "module:callable"',
+    _DISTILL: 'kl, mse or an entry point "module:callable"',
     _METRIC: "a dotted metric key such as ratio.integer",
     _DEVICE: "cpu, cuda or cuda:N",
 }
@@ -112,10 +116,19 @@ class CalibrateParams(_Params):
     batch_size: Count = 64
 
 
+class DistillParams(_Params):
+    """Learning from the float model; see :class:`qatlib.fake.distill.Distillation`."""
+
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    temperature: Positive = 4.0
+    loss: Annotated[str, Field(pattern=_DISTILL)] = "kl"
+
+
 class QatParams(_Params):
     epochs: Annotated[int, Field(ge=0)] = 2
     lr: Positive = 1e-3
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Annotated[str, Field(pattern=_OPTIMIZER)] = "sgd"
+    optimizer_kwargs: dict[str, Any] = {}
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 4e-5
     schedule: Literal["constant", "step", "cosine"] = "cosine"
@@ -125,10 +138,27 @@ class QatParams(_Params):
     clip_grad_norm: Positive | None = None
     averaging_constant: Annotated[float, Field(ge=0, le=1)] = 0.01
     batch_size: Count = 128
+    data_kwargs: dict[str, Any] = {}
     loss: Entry = "torch.nn.functional:cross_entropy"
     loss_kwargs: dict[str, Any] = {}
+    distill: DistillParams | None = None
+    relu6: Many[Name] = ()
+    amp: Literal["bf16"] | None = None
+    channels_last: bool = False
+    on_nan: Literal["stop", "rewind"] = "stop"
+    max_rewinds: Count = 3
+    max_loss_ratio: Annotated[float, Field(gt=1)] = 5.0
     integer_eval_images: Count | None = 2000
+    keep_epochs: Count = 2
     hybrid: Many[Name] = ()
+
+    @model_validator(mode="after")
+    def _optimizer_is_given_its_own_settings(self) -> QatParams:
+        taken = sorted({"lr", "params", "weight_decay"} & set(self.optimizer_kwargs))
+        if taken:
+            fix = "; ".join(f"set qat.{name}" if name != "params" else "leave out params" for name in taken)
+            raise ValueError(f"optimizer_kwargs has {', '.join(taken)}, which the training passes itself: {fix}")
+        return self
 
     @model_validator(mode="after")
     def _milestones_increase(self) -> QatParams:
@@ -300,7 +330,9 @@ def _explain(item: Any) -> tuple[str, str]:
         expected = "a list" if kind == "tuple_type" else "a mapping of keys to values"
         return key, f"{seen} must be {expected}{_override_form(loc, item['input']) if kind == 'tuple_type' else ''}"
     if kind == "string_pattern_mismatch":
-        return key, f"{seen} must be {_IN_WORDS[context['pattern']]}"
+        words = _IN_WORDS[context["pattern"]]
+        options = words.split(" or ")[0].split(", ") if context["pattern"] in (_OPTIMIZER, _DISTILL) else []
+        return key, f"{seen} must be {words}{_meant(item['input'], options)}"
     return key, f"{seen} must be {item['msg'].removeprefix('Input should be ').removeprefix('String should ')}"
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
-from qatlib.errors import DataError, QatError
+from qatlib.errors import ConfigError, DataError, QatError
 from qatlib.pipeline.config import Config
 from qatlib.pipeline.entry import call_entry, describe
 
@@ -23,12 +24,17 @@ Batch = tuple[tuple[Tensor, ...], Any]
 """Inputs of the model, each ``[N, …]`` float32, and the collated target."""
 
 
-def open_split(config: Config, split: Split) -> Dataset[Any]:
-    """The user's dataset for ``split``, its length and first item checked.
+def open_split(config: Config, split: Split, extra: Mapping[str, Any] = MappingProxyType({})) -> Dataset[Any]:
+    """The user's dataset for ``split``, its length and first item checked; ``extra`` goes over ``data.kwargs``.
 
     Raises DataError QAT110 if it is empty, QAT111 if its items are not (input or tuple of inputs, target).
     """
-    dataset = call_entry(config.data.factory, config.data.kwargs, split, key="data")
+    try:
+        dataset = call_entry(config.data.factory, {**config.data.kwargs, **extra}, split, key="data")
+    except ConfigError as error:
+        if not extra or error.code not in ("QAT104", "QAT105"):
+            raise
+        raise ConfigError(error.code, f"qat.data_kwargs over {error.where}", error.seen, error.fix) from error
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise DataError(
             "QAT111",
@@ -67,7 +73,7 @@ class Loader:
             if tensors is not None:
                 batch = _index(tensors, indices)
             else:
-                with _seeded(_mix(self.shuffle_seed or 0, self.epoch, number)):
+                with seeded(mix(self.shuffle_seed or 0, self.epoch, number)):
                     batch = _collate(self.dataset, indices.tolist(), self.split)
             check_finite(batch[0], self.split, number, indices.tolist())
             yield batch
@@ -99,7 +105,7 @@ def batch_order(items: int, shuffle_seed: int | None, epoch: int) -> Tensor:
     """Indices of all items in the order in which they are visited: int64 ``[items]``."""
     if shuffle_seed is None:
         return torch.arange(items)
-    return torch.randperm(items, generator=torch.Generator().manual_seed(_mix(shuffle_seed, epoch)))
+    return torch.randperm(items, generator=torch.Generator().manual_seed(mix(shuffle_seed, epoch)))
 
 
 def check_finite(inputs: Sequence[Tensor], split: str, batch: int, indices: Sequence[int] | None = None) -> None:
@@ -157,13 +163,13 @@ def fingerprint(dataset: Dataset[Any], images: int, split: str = "data") -> Data
     return DataFingerprint(items, digest.hexdigest(), mean, max(0.0, squares / count - mean * mean) ** 0.5, low, high)
 
 
-def _mix(*numbers: int) -> int:
+def mix(*numbers: int) -> int:
     """A 63-bit seed that differs for each tuple of numbers."""
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "little") >> 1
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Random generators of the CPU seeded inside, restored after."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
@@ -210,7 +216,7 @@ _INPUT_DTYPES = ("float32", "int64", "int32", "bool")
 
 
 def _check_first(dataset: Any, split: str) -> None:
-    with _seeded(0):
+    with seeded(0):
         _split_item(_item(dataset, 0, split), split, 0)
 
 

@@ -118,9 +118,13 @@ def evaluate(
 ) -> Evaluation:
     """Run ``forward(*inputs)`` over ``batches`` without gradients and return the value of ``metric``.
 
-    The caller sets the model's mode and state. Raises TrainingError QAT168 if an output or the value is NaN,
-    DataError QAT110 if there are no batches.
+    The caller sets the model's mode and state. Raises StateError QAT156 for a fake-quant model in train mode or in
+    another state than VALIDATION, TrainingError QAT168 if an output or the value is NaN, DataError QAT110 if there are
+    no batches.
     """
+    check = getattr(forward, "check_scorable", None)  # of a fake-quant model, whose state has a say
+    if check is not None:
+        check()
     images = 0
     with torch.no_grad():
         for number, (inputs, targets) in enumerate(batches):

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from qatlib.errors import CheckpointError, ConfigError, QConfigError
+from qatlib.fake.fake_quant import FakeQuantize
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.prepare import fuse_fx, is_high_precision_candidate, prepare_graph
 from qatlib.fake.qconfig import FakeQuantSpec, QConfig, method_for
 from qatlib.graph.ir import INPUT, Graph, Node
+from qatlib.graph.relu6 import BOUND, bounded_by, relus
 from qatlib.ops.base import BY_NAME, Format
 from qatlib.pipeline.checkpoint import load_into, load_weights, read_metadata, save_tensors
 from qatlib.pipeline.config import Config, InputFormat, Override
@@ -25,6 +28,7 @@ from qatlib.pipeline.entry import call_entry, load_entry
 from qatlib.pipeline.match import first_match, resolve
 from qatlib.pipeline.metrics import Evaluation, Metric, evaluate, make_metric
 from qatlib.pipeline.runtime import setup
+from qatlib.qtype import scale_of
 
 
 class Project:
@@ -49,10 +53,15 @@ class Project:
         """Batches of a split in file order."""
         return loader(self.split(split, items), batch_size or self.config.data.batch_size, split=split)
 
-    def shuffled(self, split: Split, batch_size: int, epoch: int, start_batch: int) -> Loader:
-        """Training batches of one epoch, from ``start_batch`` on; the order follows ``runtime.seed`` and the epoch."""
-        seed = self.config.runtime.seed
-        return loader(self.split(split), batch_size, seed, epoch, start_batch=start_batch, split=split)
+    @cached_property
+    def training_data(self) -> Dataset[Any]:
+        """The train split as QAT sees it: ``qat.data_kwargs`` over ``data.kwargs``."""
+        return open_split(self.config, "train", self.config.qat.data_kwargs)
+
+    def training_batches(self, epoch: int, start_batch: int = 0) -> Loader:
+        """Batches of one epoch, from ``start_batch`` on; the order follows ``runtime.seed`` and the epoch."""
+        seed, size = self.config.runtime.seed, self.config.qat.batch_size
+        return loader(self.training_data, size, seed, epoch, start_batch=start_batch, split="train")
 
     def metric(self) -> Metric:
         return make_metric(self.config.metric.factory, self.config.metric.kwargs)
@@ -92,11 +101,28 @@ class Project:
 
     # -- fake-quant model ----------------------------------------------------------------------------------------
 
-    def fake_quant_model(self) -> FakeQuantModel:
-        """A freshly prepared model with the formats of ``qconfig`` and the float operators of ``qat.hybrid``."""
-        graph = self.graph
+    def fake_quant_model(self, relu6: Sequence[str] = ()) -> FakeQuantModel:
+        """A freshly prepared model with the formats of ``qconfig`` and the float operators of ``qat.hybrid``.
+
+        The operators in ``relu6`` end in relu6 instead of relu. Raises QConfigError (QAT197) if nothing is left to
+        quantize.
+        """
+        graph = bounded_by(self.graph, relu6)
         hybrid = self.resolve_ops(self.config.qat.hybrid, "qat.hybrid")
-        return prepare_graph(graph, _Formats(self.config, graph), hybrid).to(self.device)
+        model = prepare_graph(graph, _Formats(self.config, graph), hybrid).to(self.device)
+        if hybrid and all(op.hybrid or op.node.op in ("quantize", "dequantize") for _, op in model.ops()):
+            raise QConfigError(
+                "QAT197",
+                "qat.hybrid",
+                f"{list(self.config.qat.hybrid)} leaves no operator to quantize: all {len(hybrid)} stay float",
+                "Name fewer modules",
+            )
+        return model
+
+    def resolve_relu6(self) -> tuple[str, ...]:
+        """Names of the operators that ``qat.relu6`` covers; raises ConfigError (QAT102) for what names no relu."""
+        operator = relus(self.graph)
+        return tuple(dict.fromkeys(operator[name] for name in resolve(self.config.qat.relu6, operator, "qat.relu6")))
 
     def resolve_ops(self, patterns: tuple[str, ...], key: str) -> tuple[str, ...]:
         """Names of the operators that match strings cover; a fused module stands for the operator it is part of."""
@@ -105,21 +131,27 @@ class Project:
 
     def save_fake_quant(self, model: FakeQuantModel, path: str | Path) -> None:
         """Write a checkpoint that :meth:`load_fake_quant` reads."""
-        metadata = {"kind": "fake-quant", "state": model.state.value, "formats": _formats(model)}
+        relu6 = sorted(set(relus(self.graph).values()) - set(relus(model.graph).values()))
+        metadata = {
+            "kind": "fake-quant",
+            "state": model.state.value,
+            "formats": _formats(model),
+            "relu6": json.dumps(relu6),
+        }
         save_tensors(path, model.state_dict(), metadata)
 
-    def load_fake_quant(self, path: str | Path) -> FakeQuantModel:
-        """The model of a checkpoint, its state included.
+    def load_fake_quant(self, path: str | Path, relu6: Sequence[str] = ()) -> FakeQuantModel:
+        """The model of a checkpoint, its state included, with relu6 where the saved model had it.
 
-        Raises CheckpointError QAT127 if the file is no fake-quant checkpoint or was made with other formats or
-        operators.
+        From now on the operators in ``relu6`` end in relu6 too; their scales are limited to what that needs. Raises
+        CheckpointError QAT127 if the file is no fake-quant checkpoint or was made with other formats or operators.
         """
         metadata = read_metadata(path)
         if metadata.get("kind") != "fake-quant":
             raise CheckpointError(
                 "QAT127", str(path), "is not a fake-quant checkpoint", "Run the calibrate or qat stage"
             )
-        model = self.fake_quant_model()
+        model = self.fake_quant_model((*json.loads(metadata.get("relu6", "[]")), *relu6))
         weights, expected = load_weights(path), model.state_dict()
         odd = sorted(set(weights) ^ set(expected)) or sorted(
             k for k in weights if weights[k].shape != expected[k].shape
@@ -133,7 +165,17 @@ class Project:
                 "Run the stages again with dvc repro",
             )
         model.load_state_dict(weights)
+        for name in relu6:
+            _limit(model.op(name).activation_post_process, BOUND)
         return model.eval()
+
+
+def _limit(fake: FakeQuantize | None, largest: float) -> None:
+    """Narrow a calibrated range to values up to ``largest``; a scale fixed by the user stays."""
+    if fake is not None and fake.spec.scale is None:
+        with torch.no_grad():
+            fake.scale.clamp_(max=scale_of(largest, fake.spec.dtype, fake.where))
+            fake.high.clamp_(max=largest)
 
 
 def _formats(model: FakeQuantModel) -> str:

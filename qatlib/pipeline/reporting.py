@@ -7,18 +7,26 @@ import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qatlib.atomic import write_text
-from qatlib.fake.train import Epoch
+from qatlib.fake.epochs import Epoch
+
+
+@dataclass(frozen=True)
+class Shown:
+    """``on_step(step, total, loss)`` moves the bar; ``note(text)`` prints a line above it."""
+
+    on_step: Callable[[int, int, float], None]
+    note: Callable[[str], None]
 
 
 @contextmanager
-def step_bar(title: str) -> Iterator[Callable[[int, int, float], None]]:
-    """A progress bar on stderr, and the ``on_step(step, total, loss)`` that moves it."""
+def step_bar(title: str) -> Iterator[Shown]:
+    """A progress bar on stderr."""
     columns = (
         TextColumn(title),
         BarColumn(),
@@ -28,16 +36,18 @@ def step_bar(title: str) -> Iterator[Callable[[int, int, float], None]]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None, loss=math.nan)
-        yield lambda step, total, loss: bar.update(task, completed=step, total=total, loss=loss)
+        yield Shown(
+            lambda step, total, loss: bar.update(task, completed=step, total=total, loss=loss),
+            lambda text: bar.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True),
+        )
 
 
 def write_history(path: str, epochs: Sequence[Epoch]) -> None:
     """One line per epoch, 6 significant digits; an empty field where there is no number."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(asdict(epochs[0])), lineterminator="\n")
-    writer.writeheader()
-    for epoch in epochs:
-        writer.writerow({key: _cell(value) for key, value in asdict(epoch).items()})
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(name.removeprefix("in_") for name in asdict(epochs[0]))
+    writer.writerows([_cell(value) for value in asdict(epoch).values()] for epoch in epochs)
     write_text(path, text.getvalue())
 
 

@@ -16,7 +16,7 @@ from qatlib.analysis.op_facts import TableFact, WeightFact
 from qatlib.analysis.records import Capture, Saturation
 from qatlib.analysis.rules import all_rules, rule, run_rules
 from qatlib.fake.coverage import Coverage
-from qatlib.pipeline.config import Config
+from qatlib.pipeline.config import Config, Goal
 from qatlib.qtype import BOOL, QType
 from tests.analysis.planted import CLEAN, comparison, op, record, records, scored
 
@@ -96,6 +96,12 @@ PLANTED: list[tuple[str, str, str, dict[str, Any]]] = [
         {"ops": (op("conv2", acc_bound=OVER),), "qvsq": replace(records("QvsQ"), saturations=(CUT,))},
     ),
     ("QAT023", "warning", "act.exp", {"ops": (op("act.exp", "table", module="act", weight=None, table=STEEP),)}),
+    ("QAT028", "warning", "", extra(qat__nan_rewinds=2)),
+    ("QAT029", "warning", "", extra(qat__first_loss=2.0, qat__first_loss_calibrated=1.9)),
+    ("QAT029", "warning", "", extra(qat__first_loss=2.0)),
+    ("QAT030", "info", "", extra(qat__best_epoch=3, qat__last_epoch_gain=0.01)),
+    ("QAT031", "info", "", extra(qat__best_epoch=0)),
+    ("QAT031", "warning", "", {"goals": (Goal(metric="ratio.integer", min=0.9999),), **extra(qat__best_epoch=0)}),
     ("QAT024", "info", "gate", {"ops": (op("gate", "table", weight=None, is_output=True),)}),
 ]
 
@@ -392,3 +398,27 @@ def test_constants_and_truth_values_may_be_zero_and_need_no_more_bits() -> None:
     seen = Capture("FvsQ", 1, 1, (record(0, "a", "conv", ("x",)), bias, mask))
     assert not only(replace(CLEAN, fvsq=seen), "QAT019")
     assert not only(replace(CLEAN, fvsq=seen), "QAT008")
+
+
+def test_the_cures_of_a_rewind_are_all_there_with_their_commands() -> None:
+    (finding,) = only(replace(CLEAN, **extra(qat__nan_rewinds=2)), "QAT028")
+    assert finding.evidence["learning_rate_factor"] == 0.25
+    for word in ("float_check", "data or labels", "qat.lr=", "qat.warmup_steps=", "qat.clip_grad_norm="):
+        assert word in finding.edit
+
+
+def test_an_abnormal_first_loss_says_whether_calibration_or_the_scales_are_at_fault() -> None:
+    (finding,) = only(replace(CLEAN, **extra(qat__first_loss=2.0, qat__first_loss_calibrated=1.9)), "QAT029")
+    assert finding.edit == "calibrate:\n  method: mse"
+    (finding,) = only(replace(CLEAN, **extra(qat__first_loss=2.0)), "QAT029")
+    assert finding.edit == "qat:\n  averaging_constant: 0.0"
+
+
+def test_without_epochs_there_is_no_advice_about_them() -> None:
+    facts = replace(CLEAN, **extra(qat__epochs=0, qat__best_epoch=0, qat__last_epoch_gain=1.0))
+    assert not only(facts, "QAT030")
+    assert not only(facts, "QAT031")
+
+
+def test_a_last_epoch_that_gains_a_little_is_what_a_schedule_does() -> None:
+    assert not only(replace(CLEAN, **extra(qat__best_epoch=3, qat__last_epoch_gain=0.001)), "QAT030")

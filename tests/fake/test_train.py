@@ -1,4 +1,4 @@
-"""QAT: losses, resuming, the choice of the best epoch, schedules, and what is said when a value is not finite."""
+"""QAT: losses, resuming, and the choice of the best epoch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qatlib.errors import TrainingError
+from qatlib.fake.epochs import Scores
+from qatlib.fake.float_form import float_form
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.state import FakeQuantState
-from qatlib.fake.train import Scores
+from qatlib.fake.train import Trained
 from qatlib.pipeline.checkpoint import save_tensors
-from tests.fake.training import STEPS, batches, start, state, trainer
+from tests.fake.training import STEPS, batches, clouds, score, start, state, trainer
+from tests.models import Tiny, calibrated
 
 TOTAL = 3 * STEPS
 
@@ -33,6 +35,8 @@ def losses(**changes: Any) -> list[float]:
 PINNED = {
     "sgd": ({}, [0.98541, 0.8449, 0.76647]),
     "adamw": ({"optimizer": "adamw", "lr": 0.02, "schedule": "step"}, [0.96936, 0.82322, 0.78493]),
+    "adam": ({"optimizer": "adam", "lr": 0.02, "weight_decay": 0.1}, [0.97901, 0.89415, 0.85683]),
+    "rmsprop": ({"optimizer": "rmsprop", "lr": 0.01, "optimizer_kwargs": {"alpha": 0.9}}, [0.97259, 0.86579, 0.82547]),
     "constant, clipped": (
         {"schedule": "constant", "clip_grad_norm": 0.1, "momentum": 0.0},
         [1.01299, 1.00274, 0.99398],
@@ -126,15 +130,51 @@ def _bytes(model: FakeQuantModel, folder: Path) -> bytes:
     return (folder / "final.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw"}, {"momentum": 0.0}], ids=["sgd", "adamw", "plain sgd"])
-def test_resuming_equals_an_uninterrupted_run(tmp_path: Path, changes: dict[str, Any]) -> None:
-    whole = trainer(**changes)
+class Dropped(nn.Module):
+    """Kept whole, it drops at random in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.drop = Tiny(), nn.Dropout(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(self.drop(x))
+
+
+def dropped() -> FakeQuantModel:
+    torch.manual_seed(3)
+    return calibrated(Dropped(), clouds(0)[0], leaf=["drop"])
+
+
+def _in_float(model: FakeQuantModel) -> Scores:
+    """Dropout has no integers."""
+    points, labels = clouds(2)
+    right = float((float_form(model, points).argmax(1) == labels).float().mean())
+    return Scores(right, right)
+
+
+RESUMED: dict[str, dict[str, Any]] = {
+    "sgd": {},
+    "adamw": {"optimizer": "adamw"},
+    "plain sgd": {"momentum": 0.0},
+    "state in the groups": {"optimizer": "tests.fake.test_optimizer:Signs", "lr": 0.02},
+    "random in training": {"model": dropped, "score": _in_float},
+    "one kept epoch": {"keep_epochs": 1, "full_score": lambda model: -score(model).integer},
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_resuming_equals_an_uninterrupted_run(tmp_path: Path, name: str) -> None:
+    make = RESUMED[name].get("model", start)
+    changes = {key: value for key, value in RESUMED[name].items() if key != "model"}
+    whole = trainer(make(), **changes)
     wanted = whole.run()
     for stop in (1, 4, 5, STEPS, STEPS + 1, 11, 2 * STEPS, TOTAL - 1, TOTAL):
         scratch = tmp_path / f"stop{stop}"
         with pytest.raises(StopError):
-            trainer(scratch=scratch, on_step=_stop_at(stop), **changes).run()
-        resumed = trainer(scratch=scratch, **changes)
+            trainer(make(), scratch=scratch, on_step=_stop_at(stop), **changes).run()
+        torch.manual_seed(stop)
+        resumed = trainer(make(), scratch=scratch, **changes)
         seen: list[int] = []
         resumed.on_step = lambda step, total, loss, seen=seen: seen.append(step)
         assert str(resumed.run()) == str(wanted)
@@ -203,107 +243,66 @@ def test_the_epoch_whose_integers_score_best(values: list[float], higher: bool, 
     assert model.trained == (best > 0)
 
 
+def _chosen(sampled: list[float], full: dict[int, float], keep: int, higher: bool = True) -> tuple[Trained, list[int]]:
+    """What comes out if epochs score ``sampled`` on the sample and ``full`` on everything, and the epochs asked for."""
+    made: list[dict[str, Tensor]] = []
+    asked: list[int] = []
+
+    def by_sample(model: FakeQuantModel) -> Scores:
+        made.append(state(model))
+        return Scores(0.0, sampled[len(made) - 1])
+
+    def by_all(model: FakeQuantModel) -> float:
+        assert model.state is FakeQuantState.VALIDATION
+        assert not model.training
+        found = next(k for k, w in enumerate(made) if all(torch.equal(t, w[n]) for n, t in state(model).items()))
+        asked.append(found)
+        return full[found]
+
+    one = trainer(score=by_sample, full_score=by_all, keep_epochs=keep, higher_is_better=higher)
+    trained = one.run()
+    assert all(torch.equal(t, made[trained.best][n]) for n, t in state(one.model).items())
+    return trained, asked
+
+
+@pytest.mark.parametrize(
+    ("sampled", "full", "keep", "higher", "asked", "best"),
+    [
+        ([0.1, 0.5, 0.7, 0.6], {0: 0.2, 2: 0.5, 3: 0.6}, 2, True, [0, 2, 3], 3),
+        ([0.1, 0.5, 0.7, 0.6], {0: 0.2, 2: 0.5}, 1, True, [0, 2], 2),
+        ([0.9, 0.5, 0.7, 0.6], {0: 0.2, 1: 0.3, 2: 0.1, 3: 0.1}, 9, True, [0, 1, 2, 3], 1),
+        ([0.1, 0.5, 0.5, 0.5], {0: 0.2, 1: 0.2, 2: 0.2}, 2, True, [0, 1, 2], 0),
+        ([0.9, 0.5, 0.7, 0.6], {0: 0.2, 1: 0.3, 3: 0.1}, 2, False, [0, 1, 3], 3),
+        ([0.1, math.nan, 0.2, 0.0], {0: 0.2, 2: math.nan}, 1, True, [0, 2], 0),
+    ],
+)
+def test_all_validation_data_decide_among_the_kept_epochs(
+    sampled: list[float], full: dict[int, float], keep: int, higher: bool, asked: list[int], best: int
+) -> None:
+    trained, seen = _chosen(sampled, full, keep, higher)
+    assert (seen, trained.best, trained.integer) == (asked, best, full[best])
+    assert [row.integer for row in trained.history] == pytest.approx(sampled, nan_ok=True)
+
+
+def test_the_history_has_the_weights_in_float_too() -> None:
+    """Epoch 0 in float is the float model."""
+    one = trainer()
+    history = one.run().history
+    torch.manual_seed(3)
+    points, labels = clouds(2)
+    with torch.no_grad():
+        wanted = float((Tiny()(points).argmax(1) == labels).float().mean())
+    assert history[0].in_float == wanted
+    assert history[-1].in_float > wanted
+
+
 def test_no_epochs_keep_the_calibrated_model() -> None:
-    one = trainer(epochs=0)
+    one = trainer(epochs=0, optimizer="no.such:optimizer", batches=lambda *_: pytest.fail("no data is read"))
     before = state(one.model)
     trained = one.run()
-    assert trained.best == 0
+    assert (trained.best, trained.rewinds, trained.first_loss) == (0, 0, None)
     assert len(trained.history) == 1
+    assert trained.integer == trained.history[0].integer
     assert math.isnan(trained.history[0].train_loss)
     assert all(torch.equal(before[name], tensor) for name, tensor in state(one.model).items())
     assert not one.model.trained
-
-
-# -- learning rate, clipping -------------------------------------------------------------------------------------------
-
-
-def _rates(**changes: Any) -> list[float]:
-    one = trainer(lr=0.8, **changes)
-    return [one.learning_rate(step) for step in range(TOTAL)]
-
-
-def test_schedules_in_closed_form() -> None:
-    assert _rates(schedule="constant", warmup_steps=0) == [0.8] * TOTAL
-    assert _rates(schedule="cosine", warmup_steps=0) == pytest.approx(
-        [0.4 * (1 + math.cos(math.pi * k / TOTAL)) for k in range(TOTAL)]
-    )
-    warm = _rates(schedule="cosine", warmup_steps=3)
-    assert warm[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    assert warm[3:] == pytest.approx([0.4 * (1 + math.cos(math.pi * k / (TOTAL - 3))) for k in range(TOTAL - 3)])
-    steps = _rates(schedule="step", warmup_steps=0, milestones=(0.5, 0.75), gamma=0.1)
-    assert steps == pytest.approx([0.8] * 9 + [0.08] * 5 + [0.008] * 4)
-
-
-def test_the_schedule_reaches_the_optimizer() -> None:
-    one = trainer(schedule="step", milestones=(0.5,), gamma=0.5, warmup_steps=1, epochs=2)
-    history = one.run().history
-    assert [row.lr for row in history] == pytest.approx([0.0, 0.05, 0.025])
-
-
-@pytest.mark.parametrize(("limit", "moved"), [(1e-3, 1e-3), (None, None)])
-def test_clipping_bounds_a_step(limit: float | None, moved: float | None) -> None:
-    changes = {"momentum": 0.0, "weight_decay": 0.0, "warmup_steps": 0, "schedule": "constant", "lr": 1.0, "epochs": 1}
-    model = start()
-    before = [p.detach().clone() for p in model.parameters()]
-    one = trainer(model, clip_grad_norm=limit, batches=lambda e, k: list(batches(e, k))[:1], **changes)
-    one.score = lambda _: Scores(0.0, float(one.model.trained))
-    one.run()
-    length = math.sqrt(
-        sum(float((p.detach() - b).square().sum()) for p, b in zip(model.parameters(), before, strict=True))
-    )
-    assert length == pytest.approx(moved, rel=1e-3) if moved else length > 0.05
-
-
-def test_weight_decay_leaves_biases_alone() -> None:
-    optimizer = trainer(weight_decay=0.5)._optimizer()
-    decays = {tuple(p.shape): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    assert decays == {(8, 2): 0.5, (3, 8): 0.5, (8,): 0.0, (3,): 0.0}
-
-
-# -- values that are not finite ----------------------------------------------------------------------------------------
-
-
-def refused(**changes: Any) -> TrainingError:
-    with pytest.raises(TrainingError, match="QAT162") as caught:
-        trainer(**changes).run()
-    return caught.value
-
-
-@pytest.mark.parametrize("constant", [0.0, 0.1])
-def test_a_weight_that_is_nan_names_step_and_module(constant: float) -> None:
-    model = start(constant)
-
-    def spoil(step: int, total: int, loss: float) -> None:
-        if step == STEPS + 2:
-            with torch.no_grad():
-                model.op("hidden").weight[0, 0] = math.nan
-
-    error = refused(model=model, on_step=spoil)
-    assert error.where.startswith(f"epoch 2 step {STEPS + 2} batch 2 (lr ")
-    assert "hidden" in str(error)
-    assert "x.quant" not in str(error)
-    assert "clip_grad_norm" in error.fix
-
-
-def test_a_nan_in_the_data_names_the_input() -> None:
-    def spoiled(epoch: int, first: int) -> Any:
-        for (points,), labels in batches(epoch, first):
-            yield (points.masked_fill(torch.eye(16, 2, dtype=torch.bool), math.nan),), labels
-
-    assert "x.quant" in str(refused(batches=spoiled))
-
-
-def test_a_nan_from_the_loss_alone_says_so() -> None:
-    def loss(out: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(out, target) * math.nan
-
-    error = refused(loss=loss)
-    assert error.where.startswith("epoch 1 step 0 batch 0")
-    assert "all activations are finite" in error.seen
-
-
-def test_an_infinite_gradient() -> None:
-    def loss(out: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(out, target) + (out * 0).sum().abs().sqrt()
-
-    assert "gradient norm" in refused(loss=loss).seen

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qatlib.conversion import convert_fx
+from qatlib.fake.epochs import Scores
+from qatlib.fake.float_form import float_form
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.qconfig import FakeQuantSpec, QConfig
-from qatlib.fake.train import Scores, Trainer
+from qatlib.fake.train import Trainer
 from qatlib.pipeline.checkpoint import save_tensors
 from qatlib.pipeline.config import QatParams
 from tests.models import Tiny, calibrated
@@ -46,29 +48,35 @@ def start(averaging_constant: float = 0.1) -> FakeQuantModel:
 
 def batches(epoch: int, first: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
     points, labels = clouds(1)
-    order = torch.randperm(96, generator=torch.Generator().manual_seed(epoch))
     for k in range(first, STEPS):
-        rows = order[k * BATCH : (k + 1) * BATCH]
+        rows = torch.tensor(items(epoch, k))
         yield (points[rows],), labels[rows]
 
 
 def score(model: FakeQuantModel) -> Scores:
-    """Share of right answers on the second cloud."""
+    """Share of right answers on the second cloud: fake-quant, integer, float."""
     points, labels = clouds(2)
 
     def right(forward: Callable[[Tensor], Tensor]) -> float:
         return float((forward(points).argmax(1) == labels).float().mean())
 
     with torch.no_grad():
-        return Scores(right(model), right(convert_fx(model)))
+        return Scores(right(model), right(convert_fx(model)), right(lambda x: float_form(model, x)))
 
 
 def trainer(model: FakeQuantModel | None = None, scratch: Path | None = None, **changes: Any) -> Trainer:
     """``changes`` go to :class:`QatParams`, or to the Trainer where it has a field of that name."""
-    own = {k: changes.pop(k) for k in list(changes) if k in Trainer.__dataclass_fields__}
+    named = [k for k in changes if k in Trainer.__dataclass_fields__ and not isinstance(changes[k], str)]
+    own = {k: changes.pop(k) for k in named}
     options: dict[str, Any] = {"loss": F.cross_entropy, "batches": batches, "score": score, "checkpoint_steps": 4}
     params = QatParams(**(PARAMS | changes))
     return Trainer(model=model or start(), params=params, steps=STEPS, scratch=scratch, **(options | own))
+
+
+def items(epoch: int, batch: int) -> list[int]:
+    """Dataset indices of a batch of :func:`batches`."""
+    order = torch.randperm(96, generator=torch.Generator().manual_seed(epoch))
+    return order[batch * BATCH : (batch + 1) * BATCH].tolist()
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:

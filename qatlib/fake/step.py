@@ -1,0 +1,100 @@
+"""One training step, and the guards around it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qatlib.errors import DataError, TrainingError
+from qatlib.fake.distill import Distillation
+from qatlib.fake.float_form import calibrated_form, float_form
+from qatlib.fake.guards import Fault, Place, batch_of_one, check_targets, cures, forward_fault, gradient_fault
+from qatlib.fake.model import FakeQuantModel
+from qatlib.pipeline.data import check_finite, seeded
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+@contextmanager
+def drawing(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers inside depend on ``seed`` alone: so a step is the same after a resume. Generators are put back."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), seeded(seed):
+        torch.manual_seed(seed)
+        yield
+
+
+@dataclass
+class Step:
+    """Objective, gradient and update of one batch."""
+
+    model: FakeQuantModel
+    optimizer: torch.optim.Optimizer
+    loss: Loss
+    clip_grad_norm: float | None = None
+    distillation: Distillation | None = None
+
+    def __call__(self, inputs: tuple[Tensor, ...], targets: Any, place: Place) -> float:
+        """Train on one batch; returns its objective before the update.
+
+        Raises TrainingError (QAT162) if the objective, or the norm of its gradient, is not finite, naming the first
+        tensor that is not; DataError QAT112 for targets, QAT113 for labels that the loss refuses.
+        """
+        check_targets(targets, place)
+        try:
+            loss = self.objective(self.model, inputs, targets)
+        except TrainingError as error:
+            raise self._not_finite(place, error.seen, self._behind(inputs, place)) from None
+        except IndexError as error:
+            raise _refused(place, error) from None
+        except ValueError as error:
+            raise batch_of_one(error, place.said()) from None
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise self._not_finite(place, f"loss is {value}", self._behind(inputs, place))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        limit = math.inf if self.clip_grad_norm is None else self.clip_grad_norm
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        if not math.isfinite(norm):
+            said = f"gradient norm is {norm} at a loss of {value:.4g}"
+            raise self._not_finite(place, said, gradient_fault(self.model))
+        self.optimizer.step()
+        return value
+
+    def objective(self, forward: Callable[..., Any], inputs: tuple[Tensor, ...], targets: Any) -> Tensor:
+        """The loss on the targets, or its blend with the distance to the teacher."""
+        outputs = forward(*inputs)
+        if self.distillation is None:
+            return self.loss(outputs, targets)
+        return self.distillation.objective(outputs, inputs, lambda: self.loss(outputs, targets))
+
+    def before_training(self, inputs: tuple[Tensor, ...], targets: Any, place: Place) -> tuple[float, float]:
+        """Objective of the calibrated model and of its float form; changes nothing. Raises DataError (QAT113)."""
+
+        def value(form: Callable[..., Any]) -> float:
+            return float(self.objective(lambda *x: form(self.model, *x), inputs, targets))
+
+        try:
+            with torch.no_grad():
+                return value(calibrated_form), value(float_form)
+        except IndexError as error:
+            raise _refused(place, error) from None
+
+    def _behind(self, inputs: tuple[Tensor, ...], place: Place) -> Fault:
+        check_finite(inputs, "train", place.batch, place.items() or None)
+        return forward_fault(self.model, inputs)
+
+    @staticmethod
+    def _not_finite(place: Place, seen: str, fault: Fault) -> TrainingError:
+        return TrainingError("QAT162", place.said(fault.rows), f"{seen}; {fault.what}", cures(place.lr))
+
+
+def _refused(place: Place, error: IndexError) -> DataError:
+    fix = "Correct the labels of the train split, or the number of classes in model.kwargs"
+    return DataError("QAT113", place.said(), f"the loss refuses the targets: {error}", fix)
