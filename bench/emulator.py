@@ -65,7 +65,13 @@ def make(case: Case) -> Made:
     model = load_entry(case.factory)().eval()
     fake = prepare_qat_fx(model, example_inputs=[x[:1]])
     calibrate(fake, [x])
-    return Made(model, fuse(model), to_program(fake), x)
+    return Made(model, folded(model), to_program(fake), x)
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """The model with batch norms folded by torch's own pass, which traces; without any, the model itself."""
+    has_norms = any(isinstance(part, nn.BatchNorm2d) for part in model.modules())
+    return fuse(model) if has_norms else model
 
 
 def interleaved(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -92,7 +98,7 @@ def timed(case: Case, threads: int, rounds: int) -> dict[str, float]:
     run_float = torch.inference_mode()(lambda: made.folded(x))
     sides: dict[str, Callable[[], object]] = {FLOAT: run_float, OURS: lambda: emulator(x)}
     if x.dim() == 4:
-        last = channels_last(fuse(made.model))
+        last = channels_last(folded(made.model))
         sides["float, channels last"] = torch.inference_mode()(lambda: last(x))
     sides["ONNX Runtime, int8"] = onnx_runtime(made.model, x, threads)
     if (converted := fbgemm(made.model, x)) is not None:
