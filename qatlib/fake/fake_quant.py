@@ -13,6 +13,7 @@ from qatlib.errors import TrainingError
 from qatlib.fake.observer import Histogram
 from qatlib.fake.qconfig import FakeQuantSpec
 from qatlib.fake.state import FakeQuantState, StateCell
+from qatlib.ops.masks import relevant
 from qatlib.qtype import DEAD, DEAD_SCALE, check_scale, limits, scale_of
 
 
@@ -42,22 +43,6 @@ def fake_quantize(x: Tensor, scale: Tensor, dtype: str) -> Tensor:
 def round_to(x: Tensor, unit: Tensor) -> Tensor:
     """``x`` rounded half to even to multiples of ``unit``; the gradient passes."""
     return x + ((x / unit).round() * unit - x).detach()
-
-
-MASKED = -5e3
-"""Scores at or below this are masks: -1e4, -1e9, the lowest float."""
-
-
-def relevant(x: Tensor, below_maximum: Sequence[Any] | None) -> Tensor:
-    """``x`` with what lies further below the largest of its row than counts, (axis, distance), raised to there.
-
-    Masks are never the largest; a row of nothing but masks counts as 0.
-    """
-    if below_maximum is None:
-        return x
-    axis, distance = below_maximum
-    top = x.masked_fill(x <= MASKED, -torch.inf).amax(axis, keepdim=True)
-    return torch.where(top > -torch.inf, torch.maximum(x, top - distance), torch.zeros_like(x))
 
 
 def within_reach(
@@ -97,14 +82,13 @@ class FakeQuantize(nn.Module):
     high: Tensor
 
     def __init__(
-        self, spec: FakeQuantSpec, cell: StateCell, where: str, below_maximum: tuple[int, float] | None = None
+        self, spec: FakeQuantSpec, cell: StateCell, where: str, below_maximum: Sequence[Any] | None = None
     ) -> None:
-        """``below_maximum`` (axis, distance): values further below the largest of their row are none of the range.
-
-        A softmax takes them for 0 anyway; masks of -1e4 would otherwise leave no codes for the rest.
-        """
+        """``below_maximum`` says which values are none of the range: :mod:`qatlib.ops.masks`."""
         super().__init__()
         self.spec, self.where, self.below_maximum = spec, where, below_maximum
+        self.room = 0.0
+        self.pass_room: Callable[[float], None] = lambda low: None
         self._cell = cell
         self.histogram = Histogram(spec.bins)
         self.register_buffer("scale", torch.tensor(spec.scale or 0.0))
@@ -129,11 +113,17 @@ class FakeQuantize(nn.Module):
     def _relevant(self, x: Tensor) -> Tensor:
         return relevant(x, self.below_maximum)
 
+    def make_room(self, low: float) -> None:
+        """Let the codes reach down to ``low``, whatever else the scale is set from."""
+        if -low > self.room:
+            self.room = -low
+            self.pass_room(low)
+
     def _follow(self, x: Tensor) -> None:
         if x.numel() == 0:
             return
         low, high = torch.aminmax(x)
-        current = torch.maximum(-low, high)
+        current = torch.maximum(-low, high).clamp_(min=self.room)
         if not bool(torch.isfinite(current)):
             raise TrainingError(
                 "QAT161", self.where, "activation is not finite in training", "Lower qat.lr or set qat.clip_grad_norm"
@@ -144,7 +134,7 @@ class FakeQuantize(nn.Module):
 
     def forget(self) -> None:
         """Drop what earlier calibrations saw."""
-        self.histogram = Histogram(self.spec.bins)
+        self.histogram, self.room = Histogram(self.spec.bins), 0.0
 
     def settle(self, spec: FakeQuantSpec | None = None) -> None:
         """Set the scale from the histogram, by ``spec`` (default: its own)."""
@@ -153,7 +143,8 @@ class FakeQuantize(nn.Module):
             self.low.fill_(self.histogram.low)
             self.high.fill_(self.histogram.high)
         if self.spec.scale is None:
-            self.scale.fill_(scale_of(self.histogram.threshold(spec), self.spec.dtype, self.where))
+            threshold = max(self.histogram.threshold(spec), self.room)
+            self.scale.fill_(scale_of(threshold, self.spec.dtype, self.where))
 
     def extra_repr(self) -> str:
         return f"{self.spec.dtype}, scale={float(self.scale):.6g}" + (", fixed" if self.spec.scale else "")

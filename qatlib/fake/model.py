@@ -24,6 +24,7 @@ from qatlib.fake.qconfig import QConfig
 from qatlib.fake.state import FakeQuantState, StateCell
 from qatlib.graph.ir import CONSTANT, INPUT, OPAQUE, Graph, Node
 from qatlib.ops.base import BY_NAME
+from qatlib.ops.masks import floor_of_sum
 from qatlib.qtype import BOOL, FLOAT, INT32, DType, QType, limits
 
 Visit = Callable[[Node, tuple[Tensor, ...], Tensor], None]
@@ -63,6 +64,8 @@ class FakeOp(nn.Module):
         weighted = qconfig is not None and "weight" in node.params
         self.weight_fake_quant = WeightFakeQuantize(qconfig.weight) if qconfig and weighted else None
         self._input_quantizer: tuple[FakeQuantize, ...] = ()
+        self._masked_inputs: list[tuple[int, FakeQuantize]] = []
+        self._largest_other: dict[int, float] = {}
         self._input_range: Callable[[], tuple[float, float] | None] = lambda: None
         spec = qconfig.activation if qconfig and quantizes_output else None
         self.activation_post_process: FakeQuantize | None = None
@@ -122,11 +125,31 @@ class FakeOp(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         out = self.compute(*inputs)
+        if self._masked_inputs and self._cell.state.observes:
+            self._make_room(inputs, out)
         if self.activation_post_process is not None:
             out = self.activation_post_process(out, self._telling(inputs, out))
         elif self._input_quantizer and self._cell.state.quantizes and BY_NAME[self.node.op].rounds(self.node.attrs):
             out = fake_quantize(out, self._input_quantizer[0].scale, self._input_quantizer[0].spec.dtype)
         return out
+
+    def _make_room(self, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        """Let the masks among the addends reach so low that the sum is, too."""
+        if self.node.op not in ("add", "sub"):
+            return
+        weights = 1.0, BY_NAME[self.node.op].weight(self.node.attrs)
+        for i, quantizer in self._masked_inputs:
+            other = float((inputs[1 - i] * weights[1 - i]).max())
+            self._largest_other[i] = max(self._largest_other.get(i, other), other)
+            if bool((inputs[i] <= quantizer.below_maximum[2]).any()):
+                quantizer.make_room(floor_of_sum(out, self.node.attrs["below_maximum"]) - other)
+
+    def _pass_room(self, low: float) -> None:
+        """Let the masks among the inputs reach so low that the output reaches ``low``."""
+        for i, quantizer in self._masked_inputs:
+            if self.node.op == "mul":
+                low /= self.node.attrs["masked_factor"]
+            quantizer.make_room(low - self._largest_other.get(i, 0.0))
 
     def _telling(self, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
         """Of 1/x and the like, the values where x is not below half a code: there, the code is 0 and the value huge."""
@@ -167,6 +190,10 @@ class FakeQuantModel(nn.Module):
                 op = FakeOp(node, plan[node.name], quantizes_output[node.name], self._cell, shared, modules)
                 self._ops[node.name] = op
                 self._place(node.name, op)
+                masked = [(i, self._quantizer(node.inputs[i])) for i in node.attrs.get("masked_inputs", ())]
+                op._masked_inputs = [(i, q) for i, q in masked if q is not None and q.below_maximum is not None]
+                if op._masked_inputs and op.activation_post_process is not None:
+                    op.activation_post_process.pass_room = op._pass_room
                 operator = BY_NAME.get(node.op)
                 reads_scale = op.weight_fake_quant is not None or (
                     operator is not None and (operator.rounds(node.attrs) or operator.has_poles(node.attrs))
