@@ -74,12 +74,14 @@ def within_reach(
 class FakeQuantize(nn.Module):
     """Fake-quant of one activation, per tensor. What it does is decided by the model's state.
 
-    ``low`` and ``high`` keep the range seen in calibration; ``scale`` is 0 until calibrated.
+    ``low`` and ``high`` keep the range seen in calibration; ``scale`` is 0 until calibrated. The codes reach down to
+    ``-room`` at least.
     """
 
     scale: Tensor
     low: Tensor
     high: Tensor
+    room: Tensor
 
     def __init__(
         self, spec: FakeQuantSpec, cell: StateCell, where: str, below_maximum: Sequence[Any] | None = None
@@ -87,7 +89,7 @@ class FakeQuantize(nn.Module):
         """``below_maximum`` says which values are none of the range: :mod:`qatlib.ops.masks`."""
         super().__init__()
         self.spec, self.where, self.below_maximum = spec, where, below_maximum
-        self.room = 0.0
+        self.register_buffer("room", torch.tensor(0.0), persistent=below_maximum is not None)
         self.pass_room: Callable[[float], None] = lambda low: None
         self._cell = cell
         self.histogram = Histogram(spec.bins)
@@ -115,15 +117,15 @@ class FakeQuantize(nn.Module):
 
     def make_room(self, low: float) -> None:
         """Let the codes reach down to ``low``, whatever else the scale is set from."""
-        if -low > self.room:
-            self.room = -low
+        if -low > float(self.room):
+            self.room.fill_(-low)
             self.pass_room(low)
 
     def _follow(self, x: Tensor) -> None:
         if x.numel() == 0:
             return
         low, high = torch.aminmax(x)
-        current = torch.maximum(-low, high).clamp_(min=self.room)
+        current = torch.maximum(torch.maximum(-low, high), self.room)
         if not bool(torch.isfinite(current)):
             raise TrainingError(
                 "QAT161", self.where, "activation is not finite in training", "Lower qat.lr or set qat.clip_grad_norm"
@@ -134,7 +136,8 @@ class FakeQuantize(nn.Module):
 
     def forget(self) -> None:
         """Drop what earlier calibrations saw."""
-        self.histogram, self.room = Histogram(self.spec.bins), 0.0
+        self.histogram = Histogram(self.spec.bins)
+        self.room.zero_()
 
     def settle(self, spec: FakeQuantSpec | None = None) -> None:
         """Set the scale from the histogram, by ``spec`` (default: its own)."""
@@ -143,7 +146,7 @@ class FakeQuantize(nn.Module):
             self.low.fill_(self.histogram.low)
             self.high.fill_(self.histogram.high)
         if self.spec.scale is None:
-            threshold = max(self.histogram.threshold(spec), self.room)
+            threshold = max(self.histogram.threshold(spec), float(self.room))
             self.scale.fill_(scale_of(threshold, self.spec.dtype, self.where))
 
     def extra_repr(self) -> str:
@@ -156,9 +159,16 @@ class ConstantFakeQuantize(FakeQuantize):
     A single number c has code +-64 at scale |c|/64, which is exact.
     """
 
-    def __init__(self, spec: FakeQuantSpec, cell: StateCell, where: str, value: Tensor) -> None:
+    def __init__(
+        self,
+        spec: FakeQuantSpec,
+        cell: StateCell,
+        where: str,
+        value: Tensor,
+        below_maximum: Sequence[Any] | None = None,
+    ) -> None:
         spec = replace(spec, dtype="int8", scale=None) if value.dim() == 0 else spec
-        super().__init__(spec, cell, where)
+        super().__init__(spec, cell, where, below_maximum)
         self._measure(value.detach())
 
     def forward(self, x: Tensor, telling: Tensor | None = None) -> Tensor:
@@ -166,13 +176,18 @@ class ConstantFakeQuantize(FakeQuantize):
         return fake_quantize(x, self.scale, self.spec.dtype) if self._cell.state.quantizes else x
 
     def _measure(self, x: Tensor) -> None:
+        x = self._relevant(x)
         self.low.copy_(x.min())
         self.high.copy_(x.max())
-        largest = float(x.abs().max())
+        largest = max(float(x.abs().max()), float(self.room))
         if x.dim() == 0:
             self.scale.fill_(check_scale(largest / 64, self.where) if largest >= DEAD else DEAD_SCALE)
         elif self.spec.scale is None:
             self.scale.fill_(scale_of(largest, self.spec.dtype, self.where))
+
+    def make_room(self, low: float) -> None:
+        super().make_room(low)
+        self.scale.clamp_(min=scale_of(float(self.room), self.spec.dtype, self.where))
 
     def settle(self, spec: FakeQuantSpec | None = None) -> None:
         """Nothing to do: the scale is known from the start."""

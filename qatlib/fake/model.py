@@ -69,10 +69,11 @@ class FakeOp(nn.Module):
         self._input_range: Callable[[], tuple[float, float] | None] = lambda: None
         spec = qconfig.activation if qconfig and quantizes_output else None
         self.activation_post_process: FakeQuantize | None = None
+        below = node.attrs.get("below_maximum")
         if spec and node.op == CONSTANT:
-            self.activation_post_process = ConstantFakeQuantize(spec, cell, node.name, node.params["value"])
+            self.activation_post_process = ConstantFakeQuantize(spec, cell, node.name, node.params["value"], below)
         elif spec:
-            self.activation_post_process = FakeQuantize(spec, cell, node.name, node.attrs.get("below_maximum"))
+            self.activation_post_process = FakeQuantize(spec, cell, node.name, below)
 
     @property
     def hybrid(self) -> bool:
@@ -147,9 +148,8 @@ class FakeOp(nn.Module):
     def _pass_room(self, low: float) -> None:
         """Let the masks among the inputs reach so low that the output reaches ``low``."""
         for i, quantizer in self._masked_inputs:
-            if self.node.op == "mul":
-                low /= self.node.attrs["masked_factor"]
-            quantizer.make_room(low - self._largest_other.get(i, 0.0))
+            factor = self.node.attrs.get("masked_factor", 1.0)
+            quantizer.make_room(low / factor - self._largest_other.get(i, 0.0))
 
     def _telling(self, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
         """Of 1/x and the like, the values where x is not below half a code: there, the code is 0 and the value huge."""

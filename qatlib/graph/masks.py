@@ -68,7 +68,7 @@ def look_past_masks(graph: Graph) -> Graph:
         if need is None and node.op == "where" and node.name in masks and _fill(node) <= FILL:
             need = Need(None, BELOW)
         by_row = need is not None and need.axis is not None and not need.only_largest
-        owns = node.op == INPUT or (node.op in BY_NAME and not BY_NAME[node.op].keeps_scale and node.op != CONSTANT)
+        owns = node.op == INPUT or (node.op in BY_NAME and not BY_NAME[node.op].keeps_scale)
         if need is not None and owns and node.content == "float" and (by_row or node.name in masks):
             attrs = {**node.attrs, "below_maximum": need.attribute(masks.get(node.name, MASKED))}
             if masked := _masked_inputs(nodes, users, masks, node):
