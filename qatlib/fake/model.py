@@ -63,6 +63,8 @@ class FakeOp(nn.Module):
             self.callee = node.callee
         weighted = qconfig is not None and "weight" in node.params
         self.weight_fake_quant = WeightFakeQuantize(qconfig.weight) if qconfig and weighted else None
+        if self.weight_fake_quant is not None and self.weight_fake_quant.spec.dtype == "int16":
+            self.register_buffer("largest_sum", torch.zeros(len(node.params["weight"])))
         self._input_quantizer: tuple[FakeQuantize, ...] = ()
         self._masked_inputs: list[tuple[int, FakeQuantize]] = []
         self._largest_other: dict[int, float] = {}
@@ -114,18 +116,24 @@ class FakeOp(nn.Module):
 
     def weight_scales(self) -> Tensor:
         """Scale of every output channel, float32 ``[O]``: that of the weights, or the smallest at which the bias stays
-        within 2^30 units of ``s_x * s_w[c]``. A channel of hardly any weight may have a large bias.
+        within 2^30 units of ``s_x * s_w[c]``, and under weights of 16 bits the sums that calibration saw.
+
+        A channel of hardly any weight may have a large bias; 16 bits times 16 bits leave no bits for a sum.
         """
         assert self.weight_fake_quant is not None
         params = self.float_params()
         scales = self.weight_fake_quant.scales(params["weight"])
         if self._input_quantizer:
             unit = self._input_quantizer[0].scale.double() * 2**30
-            scales = torch.maximum(scales, (params["bias"].detach().abs().double() / unit).float())
+            sums = getattr(self, "largest_sum", torch.zeros(()))
+            needed = torch.maximum(params["bias"].detach().abs().double(), sums.double())
+            scales = torch.maximum(scales, (needed / unit).float())
         return scales
 
     def forward(self, *inputs: Tensor) -> Tensor:
         out = self.compute(*inputs)
+        if hasattr(self, "largest_sum") and self._cell.state is FakeQuantState.CALIBRATION:
+            self._see_sums(inputs, out)
         if self._masked_inputs and self._cell.state.observes:
             self._make_room(inputs, out)
         if self.activation_post_process is not None:
@@ -133,6 +141,17 @@ class FakeOp(nn.Module):
         elif self._input_quantizer and self._cell.state.quantizes and BY_NAME[self.node.op].rounds(self.node.attrs):
             out = fake_quantize(out, self._input_quantizer[0].scale, self._input_quantizer[0].spec.dtype)
         return out
+
+    def _see_sums(self, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        """Keep the largest magnitude of every channel's sum, without what is fused behind it."""
+        operator, node = BY_NAME[self.node.op], self.node
+        if len(inputs) > 1 or "clamp" in node.attrs:
+            bare = {key: value for key, value in node.attrs.items() if key != "clamp"}
+            out = operator.forward(bare, self.float_params(), inputs[0])
+        axis = operator.channel_axis % out.dim()  # type: ignore[attr-defined]
+        largest = out.detach().abs().movedim(axis, 0).flatten(1)
+        if largest.numel():
+            self.largest_sum.copy_(torch.maximum(self.largest_sum, largest.amax(1)))
 
     def _make_room(self, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         """Let the masks among the addends reach so low that the sum is, too."""
