@@ -23,6 +23,7 @@ def calibrate(model: FakeQuantModel, dataloader: Iterable[Any], device: str | to
     """
     model.to(device).eval()
     for _, op in model.ops():
+        op.forget()
         if op.activation_post_process is not None:
             op.activation_post_process.forget()
     set_fake_quantize(model, FakeQuantState.CALIBRATION)
