@@ -150,7 +150,7 @@ def test_one_op_equals_the_oracle_on_many_cases(kind: str) -> None:
 def test_the_slow_suite_has_two_thousand_cases_of_all_kinds_and_formats() -> None:
     """Every kind that a Program can hold occurs, with int8 and int16, and with both at once where it takes them."""
     assert SLOW.max_examples * len(KINDS) >= 2000
-    formats = formats_of_kinds(16)
+    formats = formats_of_kinds(24)
     assert formats.keys() == program_kinds()
     for kind, seen in formats.items():
         assert {"int8"} <= seen.each if kind == "logical" else {"int8", "int16"} <= seen.each, kind
