@@ -31,13 +31,17 @@ def drawing(seed: int, device: torch.device) -> Iterator[None]:
 
 @dataclass
 class Step:
-    """Objective, gradient and update of one batch."""
+    """Objective, gradient and update of one batch.
+
+    ``forward`` takes the place of ``model`` where the objective is computed, such as :class:`ExactForward`.
+    """
 
     model: FakeQuantModel
     optimizer: torch.optim.Optimizer
     loss: Loss
     clip_grad_norm: float | None = None
     distillation: Distillation | None = None
+    forward: Callable[..., Any] | None = None
 
     def __call__(self, inputs: tuple[Tensor, ...], targets: Any, place: Place) -> float:
         """Train on one batch; returns its objective before the update.
@@ -47,7 +51,7 @@ class Step:
         """
         check_targets(targets, place)
         try:
-            loss = self.objective(self.model, inputs, targets)
+            loss = self.objective(self.forward or self.model, inputs, targets)
         except TrainingError as error:
             raise self._not_finite(place, error.seen, self._behind(inputs, place)) from None
         except IndexError as error:

@@ -17,6 +17,7 @@ from qatlib.conversion import IntegerModel, convert_fx
 from qatlib.errors import ProgramError, TrainingError
 from qatlib.fake.distill import Distillation
 from qatlib.fake.epochs import Epoch, Scores, better, worth_keeping
+from qatlib.fake.exact import ExactForward
 from qatlib.fake.first_loss import FirstLoss, check_calibrated
 from qatlib.fake.guards import Items, Place, check_batch_of_one, check_weights
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
@@ -240,7 +241,14 @@ class Trainer:
         if self.optimizer is not None:
             check_owned(self.optimizer, self.model)
         optimizer = make_optimizer(self.params, self.model) if self.optimizer is None else self.optimizer
-        return Step(self.model, optimizer, self.loss, self.params.clip_grad_norm, self.distillation)
+        exact = self._exact_forward() if self.params.forward == "exact" else None
+        return Step(self.model, optimizer, self.loss, self.params.clip_grad_norm, self.distillation, exact)
+
+    def _exact_forward(self) -> ExactForward:
+        forward = ExactForward(self.model, scorable)
+        if islands := [op.name for op in scorable(self.model).program.islands()]:
+            self.note(f"qat.forward: exact, but {', '.join(islands)} stay float in the Program: fake-quant there")
+        return forward
 
     def _check_last_batch(self) -> None:
         if len(self.items(1, self.steps - 1)) == 1:

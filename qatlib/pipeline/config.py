@@ -143,6 +143,7 @@ class QatParams(_Params):
     loss_kwargs: dict[str, Any] = {}
     distill: DistillParams | None = None
     relu6: Many[Name] = ()
+    forward: Literal["fake_quant", "exact"] = "fake_quant"
     amp: Literal["bf16"] | None = None
     channels_last: bool = False
     on_nan: Literal["stop", "rewind"] = "stop"
