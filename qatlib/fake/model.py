@@ -122,6 +122,8 @@ class FakeOp(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         out = self.compute(*inputs)
+        if out.dtype == torch.bfloat16:  # of autocast; codes and scales need float32
+            out = out.float()
         if self.activation_post_process is not None:
             out = self.activation_post_process(out, self._telling(inputs, out))
         elif self._input_quantizer and self._cell.state.quantizes and BY_NAME[self.node.op].rounds(self.node.attrs):

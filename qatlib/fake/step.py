@@ -33,7 +33,8 @@ def drawing(seed: int, device: torch.device) -> Iterator[None]:
 class Step:
     """Objective, gradient and update of one batch.
 
-    ``forward`` takes the place of ``model`` where the objective is computed, such as :class:`ExactForward`.
+    ``forward`` takes the place of ``model`` where the objective is computed, such as :class:`ExactForward`. ``amp`` is
+    the autocast dtype of that forward; the loss, the teacher and every value between two operators stay float32.
     """
 
     model: FakeQuantModel
@@ -42,6 +43,7 @@ class Step:
     clip_grad_norm: float | None = None
     distillation: Distillation | None = None
     forward: Callable[..., Any] | None = None
+    amp: torch.dtype | None = None
 
     def __call__(self, inputs: tuple[Tensor, ...], targets: Any, place: Place) -> float:
         """Train on one batch; returns its objective before the update.
@@ -51,7 +53,7 @@ class Step:
         """
         check_targets(targets, place)
         try:
-            loss = self.objective(self.forward or self.model, inputs, targets)
+            loss = self.objective(self._forward, inputs, targets)
         except TrainingError as error:
             raise self._not_finite(place, error.seen, self._behind(inputs, place)) from None
         except IndexError as error:
@@ -70,6 +72,10 @@ class Step:
             raise self._not_finite(place, said, gradient_fault(self.model))
         self.optimizer.step()
         return value
+
+    def _forward(self, *inputs: Tensor) -> Any:
+        with torch.autocast(inputs[0].device.type, self.amp, enabled=self.amp is not None):
+            return (self.forward or self.model)(*inputs)
 
     def objective(self, forward: Callable[..., Any], inputs: tuple[Tensor, ...], targets: Any) -> Tensor:
         """The loss on the targets, or its blend with the distance to the teacher."""

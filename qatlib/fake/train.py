@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,8 @@ class Trainer:
         """
         progress = Progress()
         if self.params.epochs:
-            progress = self._train()
+            with self._layout():
+                progress = self._train()
         else:
             self._finish_epoch(progress, 0.0)
         best, integer = self._choose(progress)
@@ -242,7 +244,8 @@ class Trainer:
             check_owned(self.optimizer, self.model)
         optimizer = make_optimizer(self.params, self.model) if self.optimizer is None else self.optimizer
         exact = self._exact_forward() if self.params.forward == "exact" else None
-        return Step(self.model, optimizer, self.loss, self.params.clip_grad_norm, self.distillation, exact)
+        amp = torch.bfloat16 if self.params.amp == "bf16" else None
+        return Step(self.model, optimizer, self.loss, self.params.clip_grad_norm, self.distillation, exact, amp)
 
     def _exact_forward(self) -> ExactForward:
         forward = ExactForward(self.model, scorable)
@@ -256,7 +259,23 @@ class Trainer:
             check_batch_of_one(self.model, self._moved(inputs), "the last batch of an epoch")
 
     def _moved(self, values: Any) -> Any:
-        return tree_map_only(Tensor, lambda x: x.to(self.device), values)
+        """On the device, and images in the layout of the training."""
+        layout = torch.channels_last if self.params.channels_last else torch.preserve_format
+
+        def move(x: Tensor) -> Tensor:
+            return x.to(self.device, memory_format=layout if x.dim() == 4 else torch.preserve_format)
+
+        return tree_map_only(Tensor, move, values)
+
+    @contextmanager
+    def _layout(self) -> Iterator[None]:
+        """Weights ``[O, I, kH, kW]`` lie in memory as ``qat.channels_last`` says while a block trains."""
+        if self.params.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        try:
+            yield
+        finally:
+            self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 @dataclass
