@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qatlib.errors import TrainingError
+from qatlib.fake.distributed import largest
 from qatlib.fake.observer import Histogram
 from qatlib.fake.qconfig import FakeQuantSpec
 from qatlib.fake.state import FakeQuantState, StateCell
@@ -130,10 +131,10 @@ class FakeQuantize(nn.Module):
         return relevant(x, self.below_maximum)
 
     def _follow(self, x: Tensor) -> None:
-        if x.numel() == 0:
+        low, high = torch.aminmax(x) if x.numel() else (x.new_tensor(0.0), x.new_tensor(0.0))
+        current = largest(torch.maximum(-low, high))
+        if x.numel() == 0 and float(current) == 0:
             return
-        low, high = torch.aminmax(x)
-        current = torch.maximum(-low, high)
         if not bool(torch.isfinite(current)):
             raise TrainingError(
                 "QAT161", self.where, "activation is not finite in training", "Lower qat.lr or set qat.clip_grad_norm"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qatlib.errors import DataError, TrainingError
 from qatlib.fake.distill import Distillation
+from qatlib.fake.distributed import add_gradients, summed
 from qatlib.fake.float_form import calibrated_form, float_form
 from qatlib.fake.guards import Fault, Place, batch_of_one, check_targets, cures, forward_fault, gradient_fault
 from qatlib.fake.model import FakeQuantModel
@@ -48,6 +49,9 @@ class Step:
     def __call__(self, inputs: tuple[Tensor, ...], targets: Any, place: Place) -> float:
         """Train on one batch; returns its objective before the update.
 
+        Of several processes each has some rows of the batch: objective and gradient are means over all rows, so the
+        objective has to be a mean over its rows too.
+
         Raises TrainingError (QAT162) if the objective, or the norm of its gradient, is not finite, naming the first
         tensor that is not; DataError QAT112 for targets, QAT113 for labels that the loss refuses.
         """
@@ -60,18 +64,23 @@ class Step:
             raise _refused(place, error) from None
         except ValueError as error:
             raise batch_of_one(error, place.said()) from None
+        rows = len(inputs[0])
+        weight = rows / summed(rows)
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise self._not_finite(place, f"loss is {value}", self._behind(inputs, place))
+        total = summed(weight * value)
+        if not math.isfinite(total):
+            where = "" if not math.isfinite(value) else " in another process"
+            raise self._not_finite(place, f"loss is {total}{where}", self._behind(inputs, place))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        add_gradients(self.model.parameters(), weight)
         limit = math.inf if self.clip_grad_norm is None else self.clip_grad_norm
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         if not math.isfinite(norm):
-            said = f"gradient norm is {norm} at a loss of {value:.4g}"
+            said = f"gradient norm is {norm} at a loss of {total:.4g}"
             raise self._not_finite(place, said, gradient_fault(self.model))
         self.optimizer.step()
-        return value
+        return total
 
     def _forward(self, *inputs: Tensor) -> Any:
         with torch.autocast(inputs[0].device.type, self.amp, enabled=self.amp is not None):
@@ -92,7 +101,8 @@ class Step:
 
         try:
             with torch.no_grad():
-                return value(calibrated_form), value(float_form)
+                weight = len(inputs[0]) / summed(len(inputs[0]))
+                return summed(weight * value(calibrated_form)), summed(weight * value(float_form))
         except IndexError as error:
             raise _refused(place, error) from None
 

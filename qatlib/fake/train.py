@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 from qatlib.conversion import IntegerModel, convert_fx
 from qatlib.errors import ProgramError, TrainingError
 from qatlib.fake.distill import Distillation
+from qatlib.fake.distributed import rank, share
 from qatlib.fake.epochs import Epoch, Scores, better, worth_keeping
 from qatlib.fake.exact import ExactForward
 from qatlib.fake.first_loss import FirstLoss, check_calibrated
@@ -65,13 +67,15 @@ def scorable(model: FakeQuantModel) -> IntegerModel:
 
 @dataclass
 class Trainer:
-    """Everything one training needs.
+    """Everything one training needs. Under torch.distributed all processes build and run the same one.
 
     Args:
         model: calibrated; its weights are trained in place.
-        batches: training batches of an epoch, from a given batch on.
+        batches: training batches of an epoch, from a given batch on; of several processes each gives some rows of the
+            same batches.
         steps: batches per epoch.
-        score: called in VALIDATION state after every epoch, on a sample of the validation data.
+        score: called in VALIDATION state after every epoch, on a sample of the validation data; of several processes
+            by the first alone.
         full_score: of the integers on all of it; decides among the kept epochs at the end. None: ``score`` sees all.
         higher_is_better: direction of the scores.
         optimizer: over parameters of ``model``, instead of the one that ``params`` describe; its rates are kept, and
@@ -125,7 +129,7 @@ class Trainer:
         check_calibrated(self.model)
         self._check_last_batch()
         step = self._step()
-        saved = load(self._file) if self._file else None
+        saved = share(lambda: load(self._file) if self._file else None)
         if saved is None:
             run = _Run(step, Progress())
             self._finish_epoch(run.progress, 0.0)
@@ -150,7 +154,7 @@ class Trainer:
         for number, (inputs, targets) in enumerate(self.batches(progress.epoch, done), start=done):
             lr = set_rate(run.step.optimizer, schedule.factor(progress.step) * progress.rate)
             place = Place(progress.epoch, progress.step, number, lr, self.items)
-            with drawing(mix(self.seed, progress.step), self.device):
+            with drawing(mix(self.seed, progress.step, *[rank()] * (rank() > 0)), self.device):
                 progress.loss_sum += self._step_on(run, self._moved(inputs), self._moved(targets), place)
             progress.step += 1
             self.on_step(progress.step, self.total_steps, progress.loss_sum / (number + 1))
@@ -172,7 +176,7 @@ class Trainer:
         """Score the model, keep its weights if its integers are among the best so far, go to the next epoch."""
         self.model.eval()
         set_fake_quantize(self.model, FakeQuantState.VALIDATION)
-        scores = self.score(self.model)
+        scores = share(lambda: self.score(self.model))
         mean = progress.loss_sum / self.steps if progress.epoch else math.nan
         progress.history.append(asdict(Epoch(progress.epoch, lr, mean, **asdict(scores))))
         kept = worth_keeping(progress.history, self.params.keep_epochs, self.higher_is_better)
@@ -190,7 +194,9 @@ class Trainer:
         for epoch, weights in sorted(progress.kept.items()):
             self.model.load_state_dict(weights)
             self.model.eval()
-            score = progress.history[epoch]["integer"] if self.full_score is None else self.full_score(self.model)
+            score = progress.history[epoch]["integer"]
+            if self.full_score is not None:
+                score = share(partial(self.full_score, self.model))
             if better(score, most, self.higher_is_better):
                 best, most = epoch, score
         self.model.load_state_dict(progress.kept[best])
@@ -212,7 +218,7 @@ class Trainer:
             return
         check_weights(self.model, f"epoch {run.progress.epoch} step {run.progress.step - 1}")
         packed = pack(run.progress, self.model, run.step.optimizer)
-        if self._file:
+        if self._file and rank() == 0:
             save(self._file, packed)
         if self._goes_back:
             run.good = packed

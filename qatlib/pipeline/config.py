@@ -243,6 +243,7 @@ class Goal(_Params):
 class RuntimeParams(_Params):
     device: Annotated[str, Field(pattern=_DEVICE)] = "cpu"
     threads: Count = 1
+    processes: Count = 1
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 

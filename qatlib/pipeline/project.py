@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from qatlib.errors import CheckpointError, ConfigError, QConfigError
+from qatlib.fake import distributed
 from qatlib.fake.fake_quant import FakeQuantize
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.prepare import fuse_fx, is_high_precision_candidate, prepare_graph
@@ -58,10 +59,20 @@ class Project:
         """The train split as QAT sees it: ``qat.data_kwargs`` over ``data.kwargs``."""
         return open_split(self.config, "train", self.config.qat.data_kwargs)
 
+    def calibration_batches(self) -> Loader:
+        """Batches for the observers: of several processes each has some of them."""
+        section, stride = self.config.calibrate, distributed.size()
+        shown = self.split("calib", section.batches * section.batch_size)
+        return loader(shown, section.batch_size, start_batch=distributed.rank(), stride=stride, split="calib")
+
     def training_batches(self, epoch: int, start_batch: int = 0) -> Loader:
-        """Batches of one epoch, from ``start_batch`` on; the order follows ``runtime.seed`` and the epoch."""
+        """Batches of one epoch, from ``start_batch`` on; the order follows ``runtime.seed`` and the epoch.
+
+        Of several processes each has some rows of every batch.
+        """
         seed, size = self.config.runtime.seed, self.config.qat.batch_size
-        return loader(self.training_data, size, seed, epoch, start_batch=start_batch, split="train")
+        part = (distributed.rank(), distributed.size())
+        return loader(self.training_data, size, seed, epoch, start_batch=start_batch, split="train", part=part)
 
     def metric(self) -> Metric:
         return make_metric(self.config.metric.factory, self.config.metric.kwargs)
