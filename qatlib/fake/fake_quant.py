@@ -106,7 +106,7 @@ class FakeQuantize(nn.Module):
         super().__init__()
         self.spec, self.where, self.below_maximum = spec, where, below_maximum
         self._cell = cell
-        self.histogram = Histogram(spec.bins)
+        self.histogram = Histogram.of(spec)
         self.register_buffer("scale", torch.tensor(spec.scale or 0.0))
         self.register_buffer("low", torch.tensor(0.0))
         self.register_buffer("high", torch.tensor(0.0))
@@ -142,9 +142,9 @@ class FakeQuantize(nn.Module):
         c = self.spec.averaging_constant
         self.scale.mul_(1 - c).add_(c * (current * 2 / (qmax - qmin)).clamp_(min=DEAD_SCALE))
 
-    def forget(self) -> None:
-        """Drop what earlier calibrations saw."""
-        self.histogram = Histogram(self.spec.bins)
+    def forget(self, counting: bool = False) -> None:
+        """Drop what earlier calibrations saw; with ``counting`` prepare for settling by any method."""
+        self.histogram = Histogram.of(self.spec, counting)
 
     def settle(self, spec: FakeQuantSpec | None = None) -> None:
         """Set the scale from the histogram, by ``spec`` (default: its own)."""
