@@ -65,6 +65,12 @@ class Magnitudes:
         integral = code / 12 + ((edges - code) ** 3 + 0.125) / 3
         return scale.squeeze(1) ** 3 * (integral.diff() @ self.counts) / (self.width * int(self._running[-1]))
 
+    def sqnr_db(self, threshold: float, dtype: str) -> float:
+        """Power of the signal over that of the error of quantizing, in dB."""
+        centers = (torch.arange(len(self.counts), dtype=torch.float64) + 0.5) * self.width
+        power = float(self.counts @ (centers.square() + self.width**2 / 12)) / int(self._running[-1])
+        return 10 * math.log10(power / float(self.errors([threshold], dtype)))
+
     def _best(self, thresholds: list[float], dtype: str) -> float:
         return thresholds[int(self.errors(thresholds, dtype).argmin())]
 
