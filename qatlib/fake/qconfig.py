@@ -92,7 +92,7 @@ def get_default_qconfig(
     activation: str = "int8", method: str = "percentile", high_precision: bool = False, weight: str = "int8"
 ) -> QConfig:
     """QConfig with min-max weights per channel and the given output format; raises QConfigError (QAT142)."""
-    weights = replace(QConfig().weight, dtype=weight)
+    weights = replace(QConfig().weight, dtype=weight)  # type: ignore[arg-type]
     if high_precision:
         return QConfig(None, weights)
     return QConfig(FakeQuantSpec(dtype=activation, method=method), weights)  # type: ignore[arg-type]

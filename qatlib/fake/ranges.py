@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from qatlib.atomic import write_text
 from qatlib.errors import StageError
@@ -114,5 +115,5 @@ def read_ranges(path: str | Path) -> tuple[Range, ...]:
         raise StageError("QAT195", str(path), f"is not a table of ranges ({error})", again) from None
 
 
-def _value(cell: str, is_name: bool) -> str | float:
+def _value(cell: str, is_name: bool) -> Any:
     return cell if is_name else float(cell or "nan")
