@@ -23,16 +23,20 @@ _BATCH = "Give a tensor, or a tuple whose first entries are the model's inputs"
 def calibrate(
     model: FakeQuantModel, dataloader: Iterable[Any], device: str | torch.device = "cpu", histograms: bool = False
 ) -> int:
-    """Set the scales of ``model`` from all batches of ``dataloader``; leave it in eval mode and VALIDATION state.
+    """Set the scales of ``model``, those of activations from all batches of ``dataloader``.
 
     A batch is a tensor, or a tuple whose first entries are the model's inputs (one tuple of inputs is fine too). With
     ``histograms`` what every method needs is kept, and :func:`settle` compares methods without more data. Returns the
-    number of samples. Memory does not depend on the number of batches.
+    number of samples; leaves the model in eval mode and VALIDATION state. Memory does not depend on the number of
+    batches.
 
     Raises DataError for an empty loader (QAT110), a batch of something else (QAT111), NaN in an input (QAT112), and
     TrainingError (QAT160) at the first operator whose output is not finite.
     """
     model.to(device).eval()
+    for _, op in model.ops():
+        if op.weight_fake_quant is not None:
+            op.weight_fake_quant.settle(op.float_params()["weight"])
     for _, fake in quantizers(model):
         fake.forget(histograms)
     samples = _show(model, dataloader, device, "calibration")

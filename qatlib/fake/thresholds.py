@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qatlib.fake.qconfig import FakeQuantSpec, Method
-from qatlib.qtype import limits, scale_of
+from qatlib.qtype import DEAD, limits, scale_of
 
 MIX = (100.0, 99.999, 99.995, 99.99, 99.95, 99.9)
 """Percentiles among which ``mix`` chooses."""
@@ -110,6 +110,24 @@ class Magnitudes:
         padded = torch.zeros(-(-used // joined) * joined, dtype=torch.float64)
         padded[:used] = self.counts[:used]
         return padded.view(-1, joined).sum(1), self.width * joined
+
+
+def kept_of_channels(weight: Tensor, dtype: str) -> Tensor:
+    """Of every channel of ``weight`` ``[O, ...]``, the k/100 of its largest magnitude with the least squared error.
+
+    float32 ``[O]``. Unlike in a histogram, every value counts as it is.
+    """
+    qmin, qmax = limits(dtype)
+    rows = weight.flatten(1)
+    largest = rows.abs().amax(1, keepdim=True).clamp(min=DEAD)
+    best, least = torch.ones_like(largest), torch.full_like(largest, math.inf, dtype=torch.float64)
+    for k in range(_FRACTIONS, 0, -1):
+        share = torch.full_like(largest, k / _FRACTIONS)
+        scale = (largest.double() * share.double() * 2 / (qmax - qmin)).float()
+        error = ((rows / scale).round_().clamp_(qmin, qmax).mul_(scale) - rows).square_()
+        error = error.sum(1, keepdim=True, dtype=torch.float64)
+        best, least = torch.where(error < least, share, best), torch.minimum(error, least)
+    return best.squeeze(1)
 
 
 def _before(values: Tensor) -> Tensor:

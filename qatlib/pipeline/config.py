@@ -132,6 +132,7 @@ class CalibrateParams(_Params):
     method: Observer = "percentile"
     percentile: Percentile = 99.99
     bins: Annotated[int, Field(ge=128, le=65536, multiple_of=2)] = 2048
+    weight_method: Literal["min_max", "mse"] = "min_max"
     batches: Count = 32
     batch_size: Count = 64
     compare: Many[ComparedMethod] = ()

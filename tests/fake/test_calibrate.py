@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import qatlib
+from qatlib.conversion import to_program
+from qatlib.emulator import emulate
 from qatlib.errors import DataError, QatError, QConfigError, StageError, TrainingError
 from qatlib.fake.calibrate import calibrate, quantizers, ranges_on, settle
 from qatlib.fake.model import FakeQuantModel
@@ -21,8 +23,10 @@ from qatlib.fake.prepare import prepare_qat_fx
 from qatlib.fake.qconfig import FakeQuantSpec, Method, QConfig, get_default_qconfig
 from qatlib.fake.ranges import Range, ranges_of, read_ranges, write_ranges
 from qatlib.fake.state import FakeQuantState
+from qatlib.fake.thresholds import kept_of_channels
 from qatlib.qtype import scale_of
 from tests.models import everything, images, model
+from tests.oracle import run
 
 METHODS: tuple[Method, ...] = ("min_max", "percentile", "mse", "kl", "mix", "auto")
 BATCHES = [images(8, seed=0), images(5, seed=1) * 3, images(8, seed=2)]
@@ -261,3 +265,74 @@ def test_get_default_qconfig_takes_formats_and_method() -> None:
     assert qconfig == QConfig(FakeQuantSpec("int16", "kl"), replace(QConfig().weight, dtype="int16"))
     with pytest.raises(QConfigError, match="QAT142 FakeQuantSpec: method 'entropy'"):
         qatlib.get_default_qconfig(method="entropy")
+
+
+# -- weights -----------------------------------------------------------------------------------------------------
+
+
+def best_share(row: Any, qmax: int) -> float:
+    """The k/100 of the largest magnitude with the least squared error, value by value."""
+    errors = {}
+    for k in range(100, 0, -1):
+        scale = np.float32(float(np.abs(row).max()) * float(np.float32(k / 100)) * 2 / (2 * qmax + 1))
+        codes = np.clip(np.rint(row / scale), -qmax - 1, qmax)
+        errors[k] = float(np.square(codes.astype(np.float64) * scale - row).sum())
+    return min(errors, key=errors.__getitem__) / 100
+
+
+def outlying() -> nn.Conv2d:
+    """A convolution with an outlier among the weights of channel 1, and a dead channel."""
+    conv = nn.Conv2d(3, 4, 15)
+    with torch.no_grad():
+        conv.weight.copy_(torch.randn(conv.weight.shape, generator=torch.Generator().manual_seed(0)))
+        conv.weight[1, 0, 0, 0] = 9.0
+        conv.weight[3] = 0.0
+    return conv
+
+
+def by_weight_method(method: Method, dtype: Any = "int8") -> FakeQuantModel:
+    qconfig = QConfig(weight=replace(QConfig().weight, method=method, dtype=dtype))
+    fake = prepare_qat_fx(model(lambda s, x: s.c(x), c=outlying()), qconfig, example_inputs=(images(2, size=20),))
+    calibrate(fake, [images(4, size=20)])
+    return fake
+
+
+@pytest.mark.parametrize(("dtype", "qmax"), [("int8", 127), ("int16", 32767)])
+def test_mse_weights_keep_the_share_with_the_least_error(dtype: str, qmax: int) -> None:
+    fake = by_weight_method("mse", dtype)
+    op = fake.op("c")
+    assert op.weight_fake_quant is not None
+    rows = op.float_params()["weight"].detach().flatten(1).numpy()
+    wanted = [best_share(row, qmax) for row in rows[:3]]
+    assert op.weight_fake_quant.kept.tolist() == pytest.approx([*wanted, 1.0])
+    assert min(wanted) < 1
+
+
+def test_mse_cuts_off_an_outlier_of_many_weights() -> None:
+    weight = torch.randn(2, 100_000, generator=torch.Generator().manual_seed(0))
+    weight[1, 7] = 6.0
+    kept = kept_of_channels(weight, "int8")
+    assert kept.tolist() == pytest.approx([best_share(row, 127) for row in weight.numpy()])
+    assert kept[1] < 0.9
+
+
+def test_min_max_weights_keep_all() -> None:
+    op = by_weight_method("min_max").op("c")
+    assert op.weight_fake_quant is not None
+    assert op.weight_fake_quant.kept.tolist() == [1.0] * 4
+
+
+def test_mse_weights_convert_exactly_and_stay_in_the_checkpoint() -> None:
+    fake = by_weight_method("mse")
+    program = to_program(fake)
+    x = images(3, size=20, seed=5)
+    _, traced = emulate(program, x, trace=True)
+    for name, expected in run(program, x.numpy()).items():
+        np.testing.assert_array_equal(traced[name].numpy(), expected, err_msg=name)
+    unit = fake.op("c").weight_scales() * fake.qtype("x.quant").scale
+    with torch.no_grad():
+        gap = (emulate(program, x)[0] - fake(x)).abs().amax((0, 2, 3)) / unit
+    assert float(gap.max()) < 1
+    other = prepare_qat_fx(model(lambda s, x: s.c(x), c=outlying()), example_inputs=(images(2, size=20),))
+    other.load_state_dict(fake.state_dict())
+    assert torch.equal(other.op("c").weight_scales(), fake.op("c").weight_scales())
