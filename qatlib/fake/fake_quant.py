@@ -14,6 +14,7 @@ from qatlib.fake.distributed import largest
 from qatlib.fake.observer import Histogram
 from qatlib.fake.qconfig import FakeQuantSpec
 from qatlib.fake.state import FakeQuantState, StateCell
+from qatlib.fake.thresholds import kept_of_channels
 from qatlib.qtype import DEAD, DEAD_SCALE, check_scale, limits, scale_of
 
 
@@ -107,7 +108,7 @@ class FakeQuantize(nn.Module):
         super().__init__()
         self.spec, self.where, self.below_maximum = spec, where, below_maximum
         self._cell = cell
-        self.histogram = Histogram(spec.bins)
+        self.histogram = Histogram.of(spec)
         self.register_buffer("scale", torch.tensor(spec.scale or 0.0))
         self.register_buffer("low", torch.tensor(0.0))
         self.register_buffer("high", torch.tensor(0.0))
@@ -143,9 +144,9 @@ class FakeQuantize(nn.Module):
         c = self.spec.averaging_constant
         self.scale.mul_(1 - c).add_(c * (current * 2 / (qmax - qmin)).clamp_(min=DEAD_SCALE))
 
-    def forget(self) -> None:
-        """Drop what earlier calibrations saw."""
-        self.histogram = Histogram(self.spec.bins)
+    def forget(self, counting: bool = False) -> None:
+        """Drop what earlier calibrations saw; with ``counting`` prepare for settling by any method."""
+        self.histogram = Histogram.of(self.spec, counting)
 
     def settle(self, spec: FakeQuantSpec | None = None) -> None:
         """Set the scale from the histogram, by ``spec`` (default: its own)."""
@@ -189,17 +190,28 @@ class ConstantFakeQuantize(FakeQuantize):
 
 
 class WeightFakeQuantize(nn.Module):
-    """Fake-quant of weights, per output channel; the scale follows the weights: ``2 max|w| / (qmax - qmin)``."""
+    """Fake-quant of weights, per output channel; the scale follows the weights: ``2 kept max|w| / (qmax - qmin)``.
 
-    def __init__(self, spec: FakeQuantSpec) -> None:
+    ``kept`` ``[channels]`` is 1, or the share of the largest magnitude that calibration found best.
+    """
+
+    kept: Tensor
+
+    def __init__(self, spec: FakeQuantSpec, channels: int = 1) -> None:
         super().__init__()
         self.spec = spec
+        self.register_buffer("kept", torch.ones(channels))
+
+    def settle(self, weight: Tensor) -> None:
+        """Choose what is kept of every channel's largest magnitude, by ``spec.method``: min_max keeps all."""
+        if self.spec.method == "mse":
+            self.kept.copy_(kept_of_channels(weight.detach(), self.spec.dtype))
 
     def scales(self, weight: Tensor) -> Tensor:
         """Scale of every output channel, float32 ``[O]``."""
         qmin, qmax = limits(self.spec.dtype)
         largest = weight.detach().abs().flatten(1).amax(1)
-        scale = (largest.double() * 2 / (qmax - qmin)).float()
+        scale = (largest.double() * self.kept.double() * 2 / (qmax - qmin)).float()
         return torch.where(largest < DEAD, torch.full_like(scale, DEAD_SCALE), scale)
 
     def quantized(self, weight: Tensor, scales: Tensor) -> Tensor:

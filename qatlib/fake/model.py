@@ -61,7 +61,9 @@ class FakeOp(nn.Module):
         else:
             self.callee = node.callee
         weighted = qconfig is not None and "weight" in node.params
-        self.weight_fake_quant = WeightFakeQuantize(qconfig.weight) if qconfig and weighted else None
+        self.weight_fake_quant: WeightFakeQuantize | None = None
+        if qconfig and weighted:
+            self.weight_fake_quant = WeightFakeQuantize(qconfig.weight, len(node.params["weight"]))
         self._input_quantizer: tuple[FakeQuantize, ...] = ()
         self._input_range: Callable[[], tuple[float, float] | None] = lambda: None
         spec = qconfig.activation if qconfig and quantizes_output else None

@@ -215,7 +215,8 @@ class _Formats:
 
     def __init__(self, config: Config, graph: Graph) -> None:
         section, calibrate = config.qconfig, config.calibrate
-        self._graph, self._outputs, self._weight = graph, section.outputs, section.default.weight
+        self._graph, self._outputs = graph, section.outputs
+        self._weight = replace(QConfig().weight, dtype=section.default.weight, method=calibrate.weight_method)
         owner = _owners(graph)
         matched = first_match(section.overrides, owner, "qconfig.overrides")
         self._overrides: dict[str, Override] = {}
@@ -250,7 +251,7 @@ class _Formats:
         if record is None and node.op == "quantize":
             record = self._inputs.get(node.inputs[0])
         override = record if isinstance(record, Override) else None
-        weight = replace(QConfig().weight, dtype=(override and override.weight) or self._weight)
+        weight = replace(self._weight, dtype=(override and override.weight) or self._weight.dtype)
         if self._high_precision(node, override):
             return QConfig(None, weight)
         if record is None:
