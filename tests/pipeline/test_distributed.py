@@ -55,20 +55,21 @@ def test_calibration_is_the_same_to_the_bit(fresh: Repository, tmp_path: Path, m
 def test_training_is_the_same_within_float_rounding(
     finished: Repository, tmp_path: Path, averaging_constant: float
 ) -> None:
-    """The last batch of an epoch has one item, so that both processes have it."""
-    settings: dict[str, Any] = {"averaging_constant": averaging_constant, "batch_size": 73, "epochs": 2}
+    """Two steps, before a weight that lies between two codes makes more of the rounding; the second of one item, so
+    that both processes have it.
+    """
+    settings: dict[str, Any] = {"averaging_constant": averaging_constant, "batch_size": 511, "epochs": 1}
     alone = finished.copy(tmp_path / "alone")
     alone.set(qat=settings)
     pair = two(finished, tmp_path / "pair", qat=settings)
     for repository in (alone, pair):
         repository.stage("qat")
-    before = load_file(finished.folder / CALIBRATED)
     one, other = weights(alone), weights(pair)
-    assert any(not torch.equal(before[name], one[name]) for name in one)
+    assert read(alone, "reports/qat/metrics.json")["qat"]["best_epoch"] == 1
     for name in one:
         torch.testing.assert_close(other[name], one[name], rtol=1e-4, atol=1e-6, msg=name)
     losses = [(r.folder / "reports/qat/history.csv").read_text().splitlines()[-1].split(",")[2] for r in (alone, pair)]
-    assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-4)
+    assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-5)
 
 
 @pytest.mark.slow
@@ -124,7 +125,7 @@ def test_rows_and_batches_are_dealt_out() -> None:
     dataset = listed(7, change=lambda item: (item[0] + torch.rand(()), item[1]))
 
     def rows(**dealt: Any) -> list[list[float]]:
-        return [inputs[0].flatten().tolist() for inputs, _ in loader(dataset, 3, shuffle_seed=5, epoch=2, **dealt)]
+        return [inputs[0][:, 0].tolist() for inputs, _ in loader(dataset, 3, shuffle_seed=5, epoch=2, **dealt)]
 
     whole = rows()
     parts = [rows(part=(k, 2)) for k in (0, 1)]
