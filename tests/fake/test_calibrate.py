@@ -107,6 +107,14 @@ def test_a_method_without_its_histogram_is_refused() -> None:
     assert scales(fake) == before
 
 
+@pytest.mark.parametrize(("method", "percentile"), [("entropy", None), ("fixed_scale", None), ("percentile", 0.0)])
+def test_settling_by_no_method_is_refused(method: Any, percentile: float | None) -> None:
+    fake = small()
+    calibrate(fake, BATCHES)
+    with pytest.raises(QConfigError, match="QAT142"):
+        settle(fake, method, percentile)
+
+
 def test_min_max_keeps_no_histogram_and_all_of_the_range() -> None:
     fake = prepared(get_default_qconfig(method="min_max"))
     calibrate(fake, BATCHES)
