@@ -51,12 +51,14 @@ def settle(model: FakeQuantModel, method: Method | None = None, percentile: floa
     """Turn what the observers saw into scales, and enter VALIDATION.
 
     ``method`` and ``percentile`` take the place of those of every QConfig, but for scales that are fixed; 16 bits have
-    the extremes instead of a percentile. Raises TrainingError (QAT167) for a method whose histograms were not kept.
+    the extremes instead of a percentile. Raises TrainingError (QAT167) for a method whose histograms were not kept,
+    QConfigError (QAT142) for one that is none.
     """
     for _, fake in quantizers(model):
         spec = fake.spec
-        if method is not None and spec.scale is None:
-            spec = replace(spec, method=method_for(spec.dtype, method), percentile=percentile or spec.percentile)
+        if spec.scale is None:
+            kept = spec.percentile if percentile is None else percentile
+            spec = replace(spec, method=method_for(spec.dtype, method) if method else spec.method, percentile=kept)
         fake.settle(spec)
     set_fake_quantize(model, FakeQuantState.VALIDATION)
 

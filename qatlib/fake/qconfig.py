@@ -51,12 +51,8 @@ class FakeQuantSpec:
 
 
 def method_for(dtype: str, method: Method) -> Method:
-    """The calibration method where none was asked for by name: 16 bits have codes for outliers that 8 bits cut off,
-    and a scale that was fixed is that of one tensor only.
-    """
-    if dtype == "int16" and method in ("percentile", "fixed_scale"):
-        return "min_max"
-    return "percentile" if method == "fixed_scale" else method
+    """The calibration method where none was asked for by name: 16 bits have codes for outliers that 8 bits cut off."""
+    return "min_max" if dtype == "int16" and method == "percentile" else method
 
 
 @dataclass(frozen=True)
@@ -80,8 +76,10 @@ class QConfig:
         """A copy with the format that an inner step asks for."""
         if format is None or self.activation is None:
             return self
-        dtype = format.dtype or self.activation.dtype
-        return self.with_activation(dtype=dtype, scale=format.scale, method=method_for(dtype, self.activation.method))
+        dtype, method = format.dtype or self.activation.dtype, self.activation.method
+        if method == "fixed_scale":  # the scale is that of the operator's own output only
+            method = FakeQuantSpec.method
+        return self.with_activation(dtype=dtype, scale=format.scale, method=method_for(dtype, method))
 
     def with_activation(self, **changes: Any) -> QConfig:
         """A copy with other settings of the activation."""

@@ -6,6 +6,7 @@ from qatlib.analysis.edits import set_values
 from qatlib.analysis.facts import Facts
 from qatlib.analysis.findings import Finding
 from qatlib.analysis.rules import rule
+from qatlib.fake.ranges import OUTSIDE
 
 UNSOUND = 0.80
 """Below this share of the float metric the tuning guide suspects the float model first."""
@@ -87,7 +88,7 @@ def calibration_data_unlike_held_out(facts: Facts) -> list[Finding]:
                 "QAT033",
                 "warning" if len(outside) > MANY * len(facts.ranges) else "info",
                 f"Validation data leaves the calibrated range of {len(outside)} of {len(facts.ranges)} activations by"
-                " more than 10 %: calibrate on more, or more representative, data",
+                f" more than {OUTSIDE:.0%}: calibrate on more, or more representative, data",
                 module=worst.op,
                 evidence={
                     "tensors_outside": len(outside),
