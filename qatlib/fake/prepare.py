@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from qatlib.errors import GraphError, QConfigError
+from qatlib.fake.choose import Rules, attributes_of, rules_of
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.qconfig import QConfig
-from qatlib.graph.fuse import DENSE, fuse
+from qatlib.graph.fuse import DENSE
 from qatlib.graph.ir import CONSTANT, INPUT, OPAQUE, Graph, Node
-from qatlib.graph.normalize import function_type
 from qatlib.graph.trace import trace
 from qatlib.graph.verify import verify
 from qatlib.ops.base import BY_NAME
@@ -139,12 +139,16 @@ def fuse_fx(
     example_inputs: Sequence[Tensor],
     leaf: Sequence[str] = (),
     wrap: Sequence[Callable[..., Any]] = (),
+    rules: Rules | None = None,
 ) -> Graph:
     """Traced and fused graph of ``model``, checked to compute what the model computes.
 
-    Raises GraphError (QAT137) if it does not, as when an in-place operation changes a tensor that is read again.
+    ``rules`` tell what is not fused because only a part of it is float; by default those of the modules' attributes.
+    Raises GraphError (QAT137) if it does not compute the same, as when an in-place operation changes a tensor that is
+    read again.
     """
-    graph = fuse(trace(model, example_inputs, leaf, wrap))
+    rules = rules or Rules(QConfig(), attributes=attributes_of(model))
+    graph = rules.fuse(trace(model, example_inputs, leaf, wrap))
     _check_same(model, graph, example_inputs)
     return graph
 
@@ -214,41 +218,31 @@ def prepare_qat_fx(
 
     Args:
         qconfig_dict: keys ``""`` (global), ``"module_type"`` and ``"module_name"`` (mappings to a QConfig or None);
-            priority global < type < name < the module's own ``qconfig`` attribute. None means not quantized. An input
-            of the model goes by its argument's name. A convolution or linear at the output whose QConfig is the global
-            one keeps its int32 accumulator.
+            priority global < type < name < the module's own ``qconfig`` attribute. None means not quantized. What is
+            said of a module holds for all inside of it, unless something further inside is named. Of fused operators
+            the weights go by the first, the output by the last that is named; one that is to be float is not fused. An
+            input of the model goes by its argument's name. A convolution or linear at the output whose QConfig is the
+            global one keeps its int32 accumulator.
         hybrid: allow operators that stay float. ``hybrid_dict`` names them by ``"module_type"`` and ``"module_name"``.
         example_inputs: real tensors, batch first.
 
     Raises GraphError as :func:`qatlib.graph.trace.trace`; QConfigError (QAT146) for a name or type that matches
-    nothing, or float operators without ``hybrid``.
+    nothing, or float operators without ``hybrid``; QAT142 for what is no QConfig.
     """
-    rules: dict[str, Any] = {"": QConfig()}
-    rules |= qconfig_dict if isinstance(qconfig_dict, Mapping) else {"": qconfig_dict or QConfig()}
-    graph = fuse_fx(model, example_inputs, leaf, wrap)
-    _check_rules_hit(graph, rules)
-    chosen = {node.name: _by_priority(model, node, rules) for node in graph.nodes}
-    return prepare_chosen(graph, chosen, hybrid, hybrid_dict, rules[""], set(dict(rules.get("module_name", {}))))
+    rules = rules_of(model, qconfig_dict, hybrid_dict)
+    graph = fuse_fx(model, example_inputs, leaf, wrap, rules)
+    rules.check_hit(graph)
+    return prepare_by(rules, graph, hybrid)
 
 
-def prepare_chosen(
-    graph: Graph,
-    chosen: Mapping[str, QConfig | None],
-    hybrid: bool,
-    hybrid_dict: Mapping[str, Sequence[Any]] | None,
-    default: QConfig | None,
-    named: Container[str] = (),
-) -> FakeQuantModel:
-    """FakeQuantModel of a fused graph with a QConfig, or None for float, chosen for every node.
+def prepare_by(rules: Rules, graph: Graph, hybrid: bool) -> FakeQuantModel:
+    """FakeQuantModel of a graph that ``rules`` fused.
 
-    ``named`` are nodes whose QConfig the user gave by name: it outranks the format that an inner step asks for. A
-    convolution or linear at the output keeps its accumulator if its QConfig is ``default``. Raises QConfigError
-    (QAT146) for float operators without ``hybrid``.
+    What quantizes the output of a float operator has the global QConfig, or the default one if that is None. Raises
+    QConfigError (QAT146) for float operators without ``hybrid``.
     """
-    floats = {name for name, qconfig in chosen.items() if qconfig is None}
-    if hybrid_dict:
-        floats |= _named(graph, hybrid_dict)
-    floats -= {n.name for n in graph.nodes if n.op == INPUT}
+    chosen = {node.name: rules.of(node).qconfig for node in graph.nodes}
+    floats = {node.name for node in graph.nodes if chosen[node.name] is None and node.op != INPUT}
     if floats and not hybrid:
         raise QConfigError(
             "QAT146",
@@ -256,68 +250,14 @@ def prepare_chosen(
             f"{len(floats)} operators are to stay float",
             "Pass hybrid=True, or give them a qconfig",
         )
-    standard = default or QConfig()
+    standard = rules.default or QConfig()
 
     def choose(node: Node) -> QConfig:
         found = chosen.get(node.name) or (chosen.get(node.inputs[0]) if node.op == "quantize" else None) or standard
-        if node.format is not None and node.name not in named:
+        if node.format is not None and node.name not in rules.names:
             return found.with_format(node.format)
         if found is standard and node.name in chosen and is_high_precision_candidate(graph, node):
             return replace(found, activation=None)
         return found
 
     return prepare_graph(graph, choose, floats)
-
-
-def _by_priority(model: nn.Module, node: Node, rules: Mapping[str, Any]) -> QConfig | None:
-    found: QConfig | None = rules[""]
-    if node.op == OPAQUE:
-        return found
-    for kind, qconfig in dict(rules.get("module_type", {})).items():
-        if _type_name(kind) == node.module_type:
-            found = qconfig
-    longest = -1
-    for name, qconfig in dict(rules.get("module_name", {})).items():
-        if _is_under(node, name) and len(name) > longest:
-            found, longest = qconfig, len(name)
-    module = model.get_submodule(node.module) if node.module else None
-    return module.qconfig if hasattr(module, "qconfig") else found  # type: ignore[union-attr, return-value]
-
-
-def _is_under(node: Node, name: str) -> bool:
-    """Whether the module or function ``name``, or one inside it, became ``node`` or was fused into it."""
-    own = (node.module, node.name, *node.absorbed)
-    return any(part == name or part.startswith(name + ".") for part in own)
-
-
-def _type_name(kind: Any) -> str:
-    if isinstance(kind, str):
-        return kind
-    return f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else function_type(kind)
-
-
-def _check_rules_hit(graph: Graph, rules: Mapping[str, Any]) -> None:
-    unknown = set(rules) - {"", "module_type", "module_name"}
-    if unknown:
-        raise QConfigError(
-            "QAT146", f"qconfig_dict[{sorted(unknown)[0]!r}]", "is unknown", "Use '', 'module_type', 'module_name'"
-        )
-    _named(graph, {key: list(dict(rules.get(key, {}))) for key in ("module_type", "module_name")})
-
-
-def _named(graph: Graph, names: Mapping[str, Sequence[Any]]) -> set[str]:
-    """Nodes of the modules, types or functions listed; each entry has to match."""
-    found: set[str] = set()
-    for name in names.get("module_name", ()):
-        hits = {n.name for n in graph.nodes if _is_under(n, name)}
-        found |= _hit(hits, f"module_name {name!r}", [n.name for n in graph.nodes])
-    for kind in names.get("module_type", ()):
-        hits = {n.name for n in graph.nodes if n.module_type == _type_name(kind)}
-        found |= _hit(hits, f"module_type {_type_name(kind)}", sorted({n.module_type for n in graph.nodes}))
-    return found
-
-
-def _hit(hits: set[str], where: str, known: list[str]) -> set[str]:
-    if not hits:
-        raise QConfigError("QAT146", where, "matches no operator", f"Known: {', '.join(known[:20])}")
-    return hits

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import operator
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +15,16 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 
 from qatlib.errors import GraphError
 from qatlib.graph.ir import CONSTANT, INPUT, OPAQUE, Graph, Node
-from qatlib.graph.source import BATCHES, Shape, batched, batched_shape, operator_of, source_line
+from qatlib.graph.source import (
+    BATCHES,
+    Shape,
+    batched,
+    batched_shape,
+    operator_of,
+    scope_of,
+    source_line,
+    type_name,
+)
 from qatlib.graph.unsupported import unsupported
 from qatlib.ops.base import BY_FUNCTION, BY_METHOD, BY_NAME, Attrs, Call, Format, Operator, Params, Ref, Traced
 
@@ -122,9 +130,10 @@ class _Normalizer:
             operator.name,
             shape=call.out_shape,
             module=str(target) if called else "",
-            module_type=_type_name(node, called),
+            module_type=type_name(node, called),
             where=source_line(node),
             content=self._content(node),
+            scope=scope_of(node),
         )
         site = self.site
         try:
@@ -180,6 +189,7 @@ class _Normalizer:
             node = Node(
                 name, CONSTANT, (), {}, {"value": tensor}, tuple(tensor.shape), where=self.site.where,
                 module_type="torch.nn.parameter.Parameter" if id(tensor) in own else CONSTANT, content=content,
+                scope=self.site.scope,
             )  # fmt: skip
             self.constants[id(tensor)] = tensor, self._add(node)  # the tensor is kept so that its id stays its own
         return self.constants[id(tensor)][1]
@@ -211,13 +221,13 @@ class _Normalizer:
         return self._add(
             Node(name, OPAQUE, tuple(r.name for r in refs), {}, {}, self._shape(node), str(node.target) if called else
             "",
-                 _type_name(node, called), source_line(node), callee=callee)
+                 type_name(node, called), source_line(node), callee=callee, scope=scope_of(node))
         )  # fmt: skip
 
     def _unsupported(self, node: fx.Node, called: nn.Module | None) -> Any:
         if node.op == "call_module":
             called = self.module.get_submodule(str(node.target))
-        self.missing.append((self._name(node, called), _type_name(node, called), source_line(node)))
+        self.missing.append((self._name(node, called), type_name(node, called), source_line(node)))
         return self._stand_in(node, self.missing[-1][0])
 
     def _stand_in(self, node: fx.Node, name: str) -> Any:
@@ -236,10 +246,9 @@ class _Normalizer:
         if called is not None:
             base = str(node.target)
         else:
-            stack = list((node.meta.get("nn_module_stack") or {}).values())
-            scope = str(stack[-1][0]) if stack and isinstance(stack[-1], tuple) else ""
+            scope = scope_of(node)
             function = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
-            base = f"{scope}.{function}".strip(".")
+            base = f"{scope[-1][0]}.{function}" if scope else str(function)
         return self._free(base)
 
     def _free(self, base: str) -> str:
@@ -317,17 +326,3 @@ def _followed(first: Any, second: Any) -> Any:
         size = batched(first, second)
         return -1 if size is None else size
     return first if first == second else -1
-
-
-def _type_name(node: fx.Node, called: nn.Module | None) -> str:
-    if called is not None:
-        return f"{type(called).__module__}.{type(called).__qualname__}"
-    if isinstance(node.target, str):
-        return f"torch.Tensor.{node.target}"
-    return function_type(node.target)
-
-
-def function_type(function: Any) -> str:
-    """Module and name of a function, as people write it."""
-    package = re.sub(r"^_operator$", "operator", getattr(function, "__module__", None) or "torch")
-    return f"{package}.{getattr(function, '__name__', function)}"
