@@ -6,16 +6,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from qatlib.errors import GraphError, QConfigError
+from qatlib.errors import QConfigError
 from qatlib.fake.choose import Rules, attributes_of, rules_of
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.qconfig import QConfig
 from qatlib.graph.fuse import DENSE
 from qatlib.graph.ir import CONSTANT, INPUT, OPAQUE, Graph, Node
+from qatlib.graph.same import check_same
 from qatlib.graph.trace import trace
 from qatlib.graph.verify import verify
 from qatlib.ops.base import BY_NAME
@@ -149,59 +148,8 @@ def fuse_fx(
     """
     rules = rules or Rules(QConfig(), attributes=attributes_of(model))
     graph = rules.fuse(trace(model, example_inputs, leaf, wrap))
-    _check_same(model, graph, example_inputs)
+    check_same(model, graph, example_inputs)
     return graph
-
-
-def _check_same(model: nn.Module, graph: Graph, inputs: Sequence[Tensor]) -> None:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            wanted = tree_leaves(model(*(x.clone() for x in inputs)))
-            got = evaluate_graph(graph, inputs)
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    for name, wanted_one, got_one in zip(graph.outputs, wanted, got, strict=True):
-        if wanted_one.shape != got_one.shape:
-            raise _differs(name, f"has the shape {list(got_one.shape)} for {list(wanted_one.shape)}")
-        if not wanted_one.is_floating_point():
-            # Positions of equal values and comparisons may turn by a rounding, a few of them.
-            wrong = int((wanted_one != got_one).sum())
-            if wrong > max(1, wanted_one.numel() // 20):
-                raise _differs(name, f"differs in {wrong} of {wanted_one.numel()} elements")
-            continue
-        a, b = wanted_one.double(), got_one.double()
-        largest = float(a.abs().nan_to_num(0, 0, 0).max()) if a.numel() else 0.0
-        apart = float((a - b).abs().nan_to_num(0, 0, 0).max()) if a.numel() else 0.0
-        if apart > 1e-3 * max(largest, 1e-3):
-            raise _differs(name, f"differs by {apart:.3g} (largest output {largest:.3g})")
-
-
-def _differs(name: str, seen: str) -> GraphError:
-    return GraphError(
-        "QAT137",
-        name,
-        f"the traced graph is not the model: it {seen}",
-        "Avoid in-place operations on tensors that are read again, and code that depends on values",
-    )
-
-
-def evaluate_graph(graph: Graph, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Outputs of the graph in float. A value is dropped after the last node that reads it."""
-    values = dict(zip(graph.inputs, inputs, strict=True))
-    last_reader = {name: node.name for node in graph.nodes for name in node.inputs}
-    for node in graph.nodes:
-        if node.op == OPAQUE:
-            assert node.callee is not None
-            values[node.name] = node.callee(*(values[i] for i in node.inputs))
-        elif node.op != INPUT:
-            values[node.name] = BY_NAME[node.op].forward(node.attrs, node.params, *(values[i] for i in node.inputs))
-        for name in set(node.inputs) - set(graph.outputs):
-            if last_reader[name] == node.name:
-                del values[name]
-    return [values[name] for name in graph.outputs]
 
 
 def prepare_qat_fx(
