@@ -23,6 +23,7 @@ from qatlib.fake.fake_quant import (
 from qatlib.fake.qconfig import QConfig
 from qatlib.fake.state import FakeQuantState, StateCell
 from qatlib.graph.ir import CONSTANT, INPUT, OPAQUE, Graph, Node
+from qatlib.graph.source import class_name
 from qatlib.ops.base import BY_NAME
 from qatlib.qtype import BOOL, FLOAT, INT32, DType, QType, limits
 
@@ -340,20 +341,18 @@ def set_fake_quantize(model: FakeQuantModel, state: FakeQuantState) -> None:
 def set_preserve_qat_mode(
     model: FakeQuantModel, prefixes: tuple[str, ...] = (), types: tuple[type[nn.Module], ...] = (), value: bool = True
 ) -> list[str]:
-    """Keep ops in fake-quant form after conversion: those under the named modules, or made from modules of the types.
+    """Keep ops in fake-quant form after conversion: those under the named modules, or of modules of the types.
 
-    Returns the names of the ops it changed; raises QConfigError (QAT144) for a prefix that matches none.
+    A module means all inside of it; one that was fused means the op it is part of. Returns the names of the ops it
+    changed; raises QConfigError (QAT144) for a prefix or type that matches none.
     """
-    type_names = {f"{t.__module__}.{t.__qualname__}" for t in types}
-    changed = []
-    for prefix in prefixes:
-        if not any(name == prefix or name.startswith(prefix + ".") for name, _ in model.ops()):
-            raise QConfigError("QAT144", prefix, "no operator is under this name", "Use a name from print(model)")
-    for name, op in model.ops():
-        if op.node.op in ("quantize", "dequantize"):
-            continue
-        under = any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
-        if under or op.node.module_type in type_names:
-            op.preserve_qat_mode = value
-            changed.append(name)
+    ops = [(name, op) for name, op in model.ops() if op.node.op not in ("quantize", "dequantize")]
+    hits = {prefix: {name for name, op in ops if op.node.is_under(prefix)} for prefix in prefixes}
+    hits |= {kind: {name for name, op in ops if op.node.is_of(kind)} for kind in map(class_name, types)}
+    for wanted, names in hits.items():
+        if not names:
+            raise QConfigError("QAT144", wanted, "no operator is under this name", "Use a name from print(model)")
+    changed = [name for name, _ in ops if any(name in names for names in hits.values())]
+    for name in changed:
+        model.op(name).preserve_qat_mode = value
     return changed
