@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from qatlib.errors import DataError, TrainingError
-from qatlib.fake.distributed import gather, size, summed
+from qatlib.fake.distributed import gather, largest, size, summed
 from qatlib.fake.fake_quant import ConstantFakeQuantize, FakeQuantize
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
 from qatlib.fake.observer import Histogram
@@ -36,6 +36,7 @@ def calibrate(
     """
     model.to(device).eval()
     for _, op in model.ops():
+        op.forget()
         if op.weight_fake_quant is not None:
             op.weight_fake_quant.settle(op.float_params()["weight"])
     for _, fake in quantizers(model):
@@ -120,9 +121,13 @@ def _merge_observers(model: FakeQuantModel) -> None:
         return
     everywhere = gather({name: fake.histogram for name, fake in quantizers(model)})
     for name, fake in quantizers(model):
-        fake.forget(fake.histogram.counting)
+        fake.histogram = Histogram.of(fake.spec, fake.histogram.counting)
         for seen in everywhere:
             fake.histogram.merge(seen[name])
+        fake.room.copy_(largest(fake.room))
+    for _, op in model.ops():
+        if hasattr(op, "largest_sum"):
+            op.largest_sum.copy_(largest(op.largest_sum))
 
 
 def _check_inputs(inputs: tuple[Any, ...], names: Iterable[str], where: str) -> None:
