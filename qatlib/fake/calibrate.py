@@ -126,8 +126,8 @@ def _merge_observers(model: FakeQuantModel) -> None:
             fake.histogram.merge(seen[name])
         fake.room.copy_(largest(fake.room))
     for _, op in model.ops():
-        if hasattr(op, "largest_sum"):
-            op.largest_sum.copy_(largest(op.largest_sum))
+        if isinstance(sums := getattr(op, "largest_sum", None), Tensor):
+            sums.copy_(largest(sums))
 
 
 def _check_inputs(inputs: tuple[Any, ...], names: Iterable[str], where: str) -> None:
