@@ -16,7 +16,7 @@ from qatlib.compiler import check_model, load_target
 from qatlib.conversion import to_program
 from qatlib.emulator import Emulator, emulate
 from qatlib.export import check_onnx, export_onnx
-from qatlib.fake.calibrate import calibrate
+from qatlib.fake.calibrate import calibrate, ranges_on
 from qatlib.fake.fake_quant import WeightFakeQuantize
 from qatlib.fake.qconfig import QConfig, get_default_qconfig
 from qatlib.program import Program
@@ -106,6 +106,14 @@ def test_a_second_calibration_forgets_the_first() -> None:
     calibrate(fake, [x])
     again = calibrated(wide_net(), x, qconfig_dict={"": WIDEST})
     assert torch.equal(fake.op("linear").weight_scales(), again.op("linear").weight_scales())
+
+
+def test_a_look_at_other_data_leaves_the_scales() -> None:
+    x = torch.rand(64, 128, generator=torch.Generator().manual_seed(0))
+    fake = calibrated(wide_net(), x, qconfig_dict={"": WIDEST})
+    before = fake.op("linear").weight_scales()
+    ranges_on(fake, [x * 10])
+    assert torch.equal(fake.op("linear").weight_scales(), before)
 
 
 def test_twice_what_calibration_saw_is_no_overflow() -> None:

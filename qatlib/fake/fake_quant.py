@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from qatlib.errors import TrainingError
+from qatlib.fake.distributed import largest
 from qatlib.fake.observer import Histogram
 from qatlib.fake.qconfig import FakeQuantSpec
 from qatlib.fake.state import FakeQuantState, StateCell
+from qatlib.fake.thresholds import kept_of_channels
 from qatlib.ops.masks import relevant
 from qatlib.qtype import DEAD, DEAD_SCALE, check_scale, limits, scale_of
 
@@ -92,7 +94,7 @@ class FakeQuantize(nn.Module):
         self.register_buffer("room", torch.tensor(0.0), persistent=below_maximum is not None)
         self.pass_room: Callable[[float], None] = lambda low: None
         self._cell = cell
-        self.histogram = Histogram(spec.bins)
+        self.histogram = Histogram.of(spec)
         self.register_buffer("scale", torch.tensor(spec.scale or 0.0))
         self.register_buffer("low", torch.tensor(0.0))
         self.register_buffer("high", torch.tensor(0.0))
@@ -122,10 +124,10 @@ class FakeQuantize(nn.Module):
             self.pass_room(low)
 
     def _follow(self, x: Tensor) -> None:
-        if x.numel() == 0:
+        low, high = torch.aminmax(x) if x.numel() else (x.new_tensor(0.0), x.new_tensor(0.0))
+        current = largest(torch.maximum(torch.maximum(-low, high), self.room))
+        if x.numel() == 0 and float(current) == 0:
             return
-        low, high = torch.aminmax(x)
-        current = torch.maximum(torch.maximum(-low, high), self.room)
         if not bool(torch.isfinite(current)):
             raise TrainingError(
                 "QAT161", self.where, "activation is not finite in training", "Lower qat.lr or set qat.clip_grad_norm"
@@ -134,9 +136,9 @@ class FakeQuantize(nn.Module):
         c = self.spec.averaging_constant
         self.scale.mul_(1 - c).add_(c * (current * 2 / (qmax - qmin)).clamp_(min=DEAD_SCALE))
 
-    def forget(self) -> None:
-        """Drop what earlier calibrations saw."""
-        self.histogram = Histogram(self.spec.bins)
+    def forget(self, counting: bool = False) -> None:
+        """Drop what earlier calibrations saw; with ``counting`` prepare for settling by any method."""
+        self.histogram = Histogram.of(self.spec, counting)
         self.room.zero_()
 
     def settle(self, spec: FakeQuantSpec | None = None) -> None:
@@ -194,17 +196,28 @@ class ConstantFakeQuantize(FakeQuantize):
 
 
 class WeightFakeQuantize(nn.Module):
-    """Fake-quant of weights, per output channel; the scale follows the weights: ``2 max|w| / (qmax - qmin)``."""
+    """Fake-quant of weights, per output channel; the scale follows the weights: ``2 kept max|w| / (qmax - qmin)``.
 
-    def __init__(self, spec: FakeQuantSpec) -> None:
+    ``kept`` ``[channels]`` is 1, or the share of the largest magnitude that calibration found best.
+    """
+
+    kept: Tensor
+
+    def __init__(self, spec: FakeQuantSpec, channels: int = 1) -> None:
         super().__init__()
         self.spec = spec
+        self.register_buffer("kept", torch.ones(channels))
+
+    def settle(self, weight: Tensor) -> None:
+        """Choose what is kept of every channel's largest magnitude, by ``spec.method``: min_max keeps all."""
+        if self.spec.method == "mse":
+            self.kept.copy_(kept_of_channels(weight.detach(), self.spec.dtype))
 
     def scales(self, weight: Tensor) -> Tensor:
         """Scale of every output channel, float32 ``[O]``."""
         qmin, qmax = limits(self.spec.dtype)
         largest = weight.detach().abs().flatten(1).amax(1)
-        scale = (largest.double() * 2 / (qmax - qmin)).float()
+        scale = (largest.double() * self.kept.double() * 2 / (qmax - qmin)).float()
         return torch.where(largest < DEAD, torch.full_like(scale, DEAD_SCALE), scale)
 
     def quantized(self, weight: Tensor, scales: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from qatlib.fake.fake_quant import (
 from qatlib.fake.qconfig import QConfig
 from qatlib.fake.state import FakeQuantState, StateCell
 from qatlib.graph.ir import CONSTANT, INPUT, OPAQUE, Graph, Node
+from qatlib.graph.source import class_name
 from qatlib.ops.base import BY_NAME
 from qatlib.ops.masks import floor_of_sum
 from qatlib.qtype import BOOL, FLOAT, INT32, DType, QType, limits
@@ -65,7 +66,9 @@ class FakeOp(nn.Module):
         else:
             self.callee = node.callee
         weighted = qconfig is not None and "weight" in node.params
-        self.weight_fake_quant = WeightFakeQuantize(qconfig.weight) if qconfig and weighted else None
+        self.weight_fake_quant: WeightFakeQuantize | None = None
+        if qconfig and weighted:
+            self.weight_fake_quant = WeightFakeQuantize(qconfig.weight, len(node.params["weight"]))
         self._sees_sums = self.weight_fake_quant is not None and self.weight_fake_quant.spec.dtype == "int16"
         if self._sees_sums:
             self.register_buffer("largest_sum", torch.zeros(len(node.params["weight"])))
@@ -137,6 +140,8 @@ class FakeOp(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         out = self.compute(*inputs)
+        if out.dtype == torch.bfloat16:  # of autocast; codes and scales need float32
+            out = out.float()
         if self._sees_sums and self._cell.state is FakeQuantState.CALIBRATION:
             self._see_sums(inputs, out)
         if self._masked_inputs and self._cell.state.observes:
@@ -148,10 +153,12 @@ class FakeOp(nn.Module):
         return out
 
     def forget(self) -> None:
-        """Drop what earlier calibrations saw, but for that of the observer."""
+        """Drop what earlier calibrations saw of sums and addends."""
         self._largest_other.clear()
         if self._sees_sums:
             self.largest_sum.zero_()
+        if isinstance(self.activation_post_process, ConstantFakeQuantize):
+            self.activation_post_process.forget()
 
     def _see_sums(self, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         """Keep the largest magnitude of every channel's sum, without what is fused behind it."""
@@ -394,20 +401,18 @@ def set_fake_quantize(model: FakeQuantModel, state: FakeQuantState) -> None:
 def set_preserve_qat_mode(
     model: FakeQuantModel, prefixes: tuple[str, ...] = (), types: tuple[type[nn.Module], ...] = (), value: bool = True
 ) -> list[str]:
-    """Keep ops in fake-quant form after conversion: those under the named modules, or made from modules of the types.
+    """Keep ops in fake-quant form after conversion: those under the named modules, or of modules of the types.
 
-    Returns the names of the ops it changed; raises QConfigError (QAT144) for a prefix that matches none.
+    A module means all inside of it; one that was fused means the op it is part of. Returns the names of the ops it
+    changed; raises QConfigError (QAT144) for a prefix or type that matches none.
     """
-    type_names = {f"{t.__module__}.{t.__qualname__}" for t in types}
-    changed = []
-    for prefix in prefixes:
-        if not any(name == prefix or name.startswith(prefix + ".") for name, _ in model.ops()):
-            raise QConfigError("QAT144", prefix, "no operator is under this name", "Use a name from print(model)")
-    for name, op in model.ops():
-        if op.node.op in ("quantize", "dequantize"):
-            continue
-        under = any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
-        if under or op.node.module_type in type_names:
-            op.preserve_qat_mode = value
-            changed.append(name)
+    ops = [(name, op) for name, op in model.ops() if op.node.op not in ("quantize", "dequantize")]
+    hits = {prefix: {name for name, op in ops if op.node.is_under(prefix)} for prefix in prefixes}
+    hits |= {kind: {name for name, op in ops if op.node.is_of(kind)} for kind in map(class_name, types)}
+    for wanted, names in hits.items():
+        if not names:
+            raise QConfigError("QAT144", wanted, "no operator is under this name", "Use a name from print(model)")
+    changed = [name for name, _ in ops if any(name in names for names in hits.values())]
+    for name in changed:
+        model.op(name).preserve_qat_mode = value
     return changed

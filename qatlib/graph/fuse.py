@@ -1,7 +1,7 @@
 """Fusion by the pattern table {conv, linear} [+ batch norm] [+ add] [+ relu | relu6 | clamp].
 
 Each pass takes a graph and returns another. A convolution may stand on either side of the add. An intermediate that
-something else reads is never fused away.
+something else reads is never fused away, nor is a node that is to stay alone.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def fold_batch_norm(graph: Graph) -> Graph:
     folded: dict[str, Node] = {}
     shared: dict[tuple[int, ...], dict[str, nn.Parameter]] = {}
     for norm in graph.nodes:
-        if norm.op != "batch_norm":
+        if norm.op != "batch_norm" or norm.alone:
             continue
         dense = nodes[norm.inputs[0]]
         if dense.op not in DENSE or not _only_reader(graph, users, dense.name):
@@ -63,8 +63,7 @@ def fold_batch_norm(graph: Graph) -> Graph:
         key = (id(dense.params["weight"]), id(norm.params["mean"]))
         if key not in shared:
             shared[key] = _folded(dense, norm)
-        absorbed = (*dense.absorbed, norm.name)
-        folded[dense.name] = replace(dense, params=shared[key], absorbed=absorbed)
+        folded[dense.name] = replace(dense, params=shared[key], fused=(*dense.fused, norm))
         gone[norm.name] = dense.name
     return graph.renamed([folded.get(n.name, n) for n in graph.nodes if n.name not in gone], gone)
 
@@ -107,7 +106,7 @@ def fuse_add(graph: Graph) -> Graph:
     users, nodes, gone = graph.users(), graph.by_name(), {}
     fused: dict[str, Node] = {}
     for add in graph.nodes:
-        if add.op != "add" or add.inputs[0] == add.inputs[1]:
+        if add.op != "add" or add.alone or add.inputs[0] == add.inputs[1]:
             continue
         sides = [nodes[name] for name in add.inputs]
         fit = [
@@ -124,7 +123,7 @@ def fuse_add(graph: Graph) -> Graph:
             continue
         dense = max(fit, key=lambda side: order[side.name])
         other = next(name for name in add.inputs if name != dense.name)
-        fused[add.name] = replace(dense, inputs=(*dense.inputs, other), absorbed=(*dense.absorbed, add.name))
+        fused[add.name] = replace(dense, inputs=(*dense.inputs, other), fused=(*dense.fused, add))
         gone[add.name] = dense.name
     moved = {node.name for node in fused.values()}
     kept = [fused.get(n.name, n) for n in graph.nodes if n.name not in moved]
@@ -136,7 +135,7 @@ def fuse_clamp(graph: Graph) -> Graph:
     users, nodes, gone = graph.users(), graph.by_name(), {}
     fused: dict[str, Node] = {}
     for clamp in graph.nodes:
-        if clamp.op != "clamp":
+        if clamp.op != "clamp" or clamp.alone:
             continue
         source = nodes[clamp.inputs[0]]
         if not (source.op in BY_NAME and BY_NAME[source.op].takes_clamp) or "clamp" in source.attrs:
@@ -144,7 +143,7 @@ def fuse_clamp(graph: Graph) -> Graph:
         if source.content != "float" or not _only_reader(graph, users, source.name):
             continue
         attrs = {**source.attrs, "clamp": clamp.attrs["clamp"]}
-        fused[source.name] = replace(source, attrs=attrs, absorbed=(*source.absorbed, clamp.name))
+        fused[source.name] = replace(source, attrs=attrs, fused=(*source.fused, clamp))
         gone[clamp.name] = source.name
     return graph.renamed([fused.get(n.name, n) for n in graph.nodes if n.name not in gone], gone)
 

@@ -16,7 +16,8 @@ from qatlib.conversion import to_program
 from qatlib.emulator import emulate
 from qatlib.errors import GraphError
 from qatlib.fake.calibrate import calibrate
-from qatlib.fake.prepare import evaluate_graph, fuse_fx, prepare_qat_fx
+from qatlib.fake.prepare import fuse_fx, prepare_qat_fx
+from qatlib.graph.same import evaluate_graph
 from tests.onnx_runtime import assert_same_in_onnx
 from tests.ops.reductions import assert_exact, converted, sqnr_db
 

@@ -15,7 +15,8 @@ from qatlib.conversion import to_program
 from qatlib.emulator import emulate
 from qatlib.errors import GraphError
 from qatlib.fake.fake_quant import fake_quantize
-from qatlib.fake.prepare import evaluate_graph, fuse_fx
+from qatlib.fake.prepare import fuse_fx
+from qatlib.graph.same import evaluate_graph
 from qatlib.program import Program
 from tests.models import calibrated, lively, model
 from tests.onnx_runtime import assert_same_in_onnx
