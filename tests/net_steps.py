@@ -6,6 +6,7 @@ takes the net first, which holds the modules and parameters under the names that
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -425,7 +426,8 @@ def reshaped(p: Picked) -> Made | None:
 
 def told_apart(x: Tensor) -> Tensor:
     """``x`` without equal numbers, whose order torch does not define."""
-    return x + torch.linspace(0, 0.37, x[0].numel()).view(1, *x.shape[1:])
+    sizes = x.shape[1:]
+    return x + torch.linspace(0, 0.37, math.prod(sizes)).view(1, *sizes)
 
 
 @step()
