@@ -156,8 +156,8 @@ def test_two_hundred_random_nets_are_exact_everywhere(tmp_path: Path) -> None:
     assert faults == {}
     assert census.nets >= 200
     assert {*census.sizes} <= {*range(10, 41)}
-    assert max(census.sizes) - min(census.sizes) >= 25, "small nets and large ones"
-    assert min(census.with_branches, census.with_shared_modules, census.with_mixed_formats) >= 50, census
+    assert max(census.sizes) - min(census.sizes) >= 20, "small nets and large ones"
+    assert min(census.with_branches, census.with_shared_modules, census.with_mixed_formats) >= 40, census
     never = {"conv", "linear", "conv_transpose", "matmul", "add", "mul", "cat", "table", "sum", "amax"} - {
         *census.kinds
     }
