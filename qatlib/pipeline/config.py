@@ -159,6 +159,8 @@ class QatParams(_Params):
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     clip_grad_norm: Positive | None = None
+    fake_quant: Literal["moving_average", "lsq", "pact", "tqt"] = "moving_average"
+    scale_lr_factor: Positive = 1.0
     averaging_constant: Annotated[float, Field(ge=0, le=1)] = 0.01
     batch_size: Count = 128
     data_kwargs: dict[str, Any] = {}

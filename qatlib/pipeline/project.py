@@ -17,9 +17,10 @@ from qatlib.errors import CheckpointError, ConfigError, QConfigError
 from qatlib.fake import distributed
 from qatlib.fake.choose import Rules, attributes_of
 from qatlib.fake.fake_quant import FakeQuantize
+from qatlib.fake.learned import is_learned
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.prepare import fuse_fx, is_high_precision_candidate, prepare_graph
-from qatlib.fake.qconfig import FakeQuantSpec, QConfig, method_for
+from qatlib.fake.qconfig import FakeQuantSpec, Kind, QConfig, method_for
 from qatlib.graph.ir import INPUT, Graph, Node
 from qatlib.graph.relu6 import BOUND, bounded_by, relus
 from qatlib.ops.base import BY_NAME, Format
@@ -168,8 +169,8 @@ class Project:
             )
         model = self.fake_quant_model((*json.loads(metadata.get("relu6", "[]")), *relu6))
         weights, expected = load_weights(path), model.state_dict()
-        odd = sorted(set(weights) ^ set(expected)) or sorted(
-            k for k in weights if weights[k].shape != expected[k].shape
+        odd = sorted(name for name in set(weights) ^ set(expected) if not is_learned(name)) or sorted(
+            k for k in set(weights) & set(expected) if weights[k].shape != expected[k].shape
         )
         odd = odd or _apart(metadata.get("formats", "{}"), _formats(model))
         if odd:
@@ -243,8 +244,11 @@ class _Formats:
             percentile=calibrate.percentile,
             bins=calibrate.bins,
             averaging_constant=config.qat.averaging_constant,
+            kind=config.qat.fake_quant,
         )
-        weight = replace(QConfig().weight, dtype=section.default.weight, method=calibrate.weight_method)
+        kind: Kind = "moving_average" if config.qat.fake_quant == "pact" else config.qat.fake_quant
+        dtype, method = section.default.weight, calibrate.weight_method
+        weight = replace(QConfig().weight, dtype=dtype, method=method, kind=kind)
         whole = attributes.get("", QConfig(default, weight))
         self._default = (whole and whole.activation) or default
         self._weight = whole.weight if whole else weight
