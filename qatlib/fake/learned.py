@@ -64,7 +64,8 @@ class Lsq(Rule):
         return learned.clamp(min=DEAD_SCALE)
 
     def inside(self, v: Tensor, rounded: Tensor, dtype: str) -> tuple[Tensor, float, float]:
-        return (v, *map(float, limits(dtype)))
+        qmin, qmax = limits(dtype)
+        return v, float(qmin), float(qmax)
 
     def factor(self, scale: Tensor, count: int, dtype: str) -> Tensor | float:
         return 1.0 / math.sqrt(max(1, count) * limits(dtype)[1])
@@ -203,7 +204,7 @@ class _Learned(torch.autograd.Function):
         return round_into(torch.empty_like(x, dtype=torch.result_type(x, scale)), x, scale, limits(dtype), bounds)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         rule, dtype, bounds = ctx.rule, ctx.dtype, ctx.bounds

@@ -34,12 +34,12 @@ def pieces(*tensors: Tensor, scale: Tensor) -> Iterator[tuple[Tensor, ...]]:
     if first.device.type != "cpu" or first.numel() <= size or not (alike and _dense(first)):
         yield (*tensors, scale)
     elif scale.numel() == 1:
-        flat = (t.as_strided((t.numel(),), (1,)).split(size) for t in tensors)
+        flat = (torch.split(t.as_strided((t.numel(),), (1,)), size) for t in tensors)
         for parts in zip(*flat, strict=True):
             yield (*parts, scale.reshape(()))
     elif scale.dim() == first.dim() and scale.shape[0] == scale.numel():
         rows = max(1, size * len(first) // first.numel())
-        yield from zip(*(t.split(rows) for t in tensors), scale.split(rows), strict=True)
+        yield from zip(*(torch.split(t, rows) for t in (*tensors, scale)), strict=True)
     else:
         yield (*tensors, scale)
 
