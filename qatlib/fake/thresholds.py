@@ -86,7 +86,7 @@ class Magnitudes:
         """Threshold of the least Kullback-Leibler divergence of what is kept from what was seen."""
         counts, width = self._coarse()
         levels, bins = limits(dtype)[1] + 1, len(counts)
-        if bins <= levels:
+        if bins <= levels or not counts.any():
             return self.largest
         kept = torch.arange(levels, bins + 1).unsqueeze(1)  # [candidates, 1]: bins below the threshold
         index = torch.arange(bins)
@@ -104,12 +104,17 @@ class Magnitudes:
         return min((best + levels) * width, self.largest)
 
     def _coarse(self) -> tuple[Tensor, float]:
-        """Counts up to the largest value with bins joined, to 512 or as few more as whole bins allow; their width."""
+        """Counts up to the largest value with bins joined, to 512 or as few more as whole bins allow; their width.
+
+        Of the first no more than of the second: relu fills it with zeros, which every threshold keeps.
+        """
         used = min(len(self.counts), math.floor(self.largest / self.width) + 1)
         joined = max(1, used // _KL_BINS)
         padded = torch.zeros(-(-used // joined) * joined, dtype=torch.float64)
         padded[:used] = self.counts[:used]
-        return padded.view(-1, joined).sum(1), self.width * joined
+        counts = padded.view(-1, joined).sum(1)
+        counts[0] = counts[:2].amin()
+        return counts, self.width * joined
 
 
 def kept_of_channels(weight: Tensor, dtype: str) -> Tensor:
