@@ -72,6 +72,7 @@ def ranges_on(
     Scales, histograms and state of ``model`` stay. Raises as :func:`calibrate`.
     """
     fakes, state = dict(quantizers(model)), model.state
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     kept = {name: fake.histogram for name, fake in fakes.items()}
     try:
         for fake in fakes.values():
@@ -81,6 +82,8 @@ def ranges_on(
     finally:
         for name, fake in fakes.items():
             fake.histogram = kept[name]
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
         set_fake_quantize(model, state)
     return {name: (h.low, h.high) for name, h in seen.items() if h.low <= h.high}
 

@@ -39,6 +39,9 @@ class FakeOp(nn.Module):
     A hybrid op has neither and stays float. ``preserve_qat_mode`` keeps the op in this form after conversion.
     """
 
+    largest_sum: Tensor
+    """Of weights of 16 bits: the largest magnitude of every channel's sum that calibration saw."""
+
     def __init__(
         self,
         node: Node,
@@ -69,10 +72,11 @@ class FakeOp(nn.Module):
         self.weight_fake_quant: WeightFakeQuantize | None = None
         if qconfig and weighted:
             self.weight_fake_quant = WeightFakeQuantize(qconfig.weight, len(node.params["weight"]))
-            if qconfig.weight.dtype == "int16":
-                self.register_buffer("largest_sum", torch.zeros(len(node.params["weight"])))
+        self._sees_sums = self.weight_fake_quant is not None and self.weight_fake_quant.spec.dtype == "int16"
+        if self._sees_sums:
+            self.register_buffer("largest_sum", torch.zeros(len(node.params["weight"])))
         self._input_quantizer: tuple[FakeQuantize, ...] = ()
-        self._masked_inputs: list[tuple[int, FakeQuantize]] = []
+        self._masked_inputs: list[tuple[int, FakeQuantize, float]] = []
         self._largest_other: dict[int, float] = {}
         self._input_range: Callable[[], tuple[float, float] | None] = lambda: None
         spec = qconfig.activation if qconfig and quantizes_output else None
@@ -136,9 +140,10 @@ class FakeOp(nn.Module):
         scales = self.weight_fake_quant.scales(params["weight"])
         if self._input_quantizer:
             unit = self._input_quantizer[0].scale.double() * 2**30
-            sums = getattr(self, "largest_sum", torch.zeros(()))
-            needed = torch.maximum(params["bias"].detach().abs().double(), sums.double())
-            scales = torch.maximum(scales, (needed / unit).float())
+            needed = params["bias"].detach().abs()
+            if self._sees_sums:
+                needed = torch.maximum(needed, self.largest_sum)
+            scales = torch.maximum(scales, (needed.double() / unit).float())
         return scales
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -159,12 +164,14 @@ class FakeOp(nn.Module):
     def forget(self) -> None:
         """Drop what earlier calibrations saw of sums and addends."""
         self._largest_other.clear()
-        if hasattr(self, "largest_sum"):
+        if self._sees_sums:
             self.largest_sum.zero_()
+        if isinstance(self.activation_post_process, ConstantFakeQuantize):
+            self.activation_post_process.forget()
 
     def _observe(self, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         """Keep what scales depend on besides the values of the output."""
-        if hasattr(self, "largest_sum") and self._cell.state is FakeQuantState.CALIBRATION:
+        if self._sees_sums and self._cell.state is FakeQuantState.CALIBRATION:
             self._see_sums(inputs, out)
         if self._masked_inputs and self._cell.state.observes:
             self._make_room(inputs, out)
@@ -184,16 +191,17 @@ class FakeOp(nn.Module):
         """Let the masks among the addends reach so low that the sum is, too."""
         if self.node.op not in ("add", "sub"):
             return
-        weights = 1.0, BY_NAME[self.node.op].weight(self.node.attrs)
-        for i, quantizer in self._masked_inputs:
+        alpha = float(self.node.attrs.get("alpha", 1))
+        weights = 1.0, alpha if self.node.op == "add" else -alpha
+        for i, quantizer, masks in self._masked_inputs:
             other = float((inputs[1 - i] * weights[1 - i]).max())
             self._largest_other[i] = max(self._largest_other.get(i, other), other)
-            if bool((inputs[i] <= quantizer.below_maximum[2]).any()):
+            if bool((inputs[i] <= masks).any()):
                 quantizer.make_room(floor_of_sum(out, self.node.attrs["below_maximum"]) - other)
 
     def _pass_room(self, low: float) -> None:
         """Let the masks among the inputs reach so low that the output reaches ``low``."""
-        for i, quantizer in self._masked_inputs:
+        for i, quantizer, _ in self._masked_inputs:
             factor = self.node.attrs.get("masked_factor", 1.0)
             quantizer.make_room(low / factor - self._largest_other.get(i, 0.0))
 
@@ -245,7 +253,7 @@ class FakeQuantModel(nn.Module):
                 self._ops[node.name] = op
                 self._place(node.name, op)
                 masked = [(i, self._quantizer(node.inputs[i])) for i in node.attrs.get("masked_inputs", ())]
-                op._masked_inputs = [(i, q) for i, q in masked if q is not None and q.below_maximum is not None]
+                op._masked_inputs = [(i, q, q.below_maximum[2]) for i, q in masked if q and q.below_maximum]
                 if op._masked_inputs and op.activation_post_process is not None:
                     op.activation_post_process.pass_room = op._pass_room
                 operator = BY_NAME.get(node.op)
