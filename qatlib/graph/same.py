@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from qatlib.errors import GraphError
+from qatlib.graph.inputs import plain
 from qatlib.graph.ir import INPUT, OPAQUE, Graph, Node
 from qatlib.graph.snapshot import as_it_was
 from qatlib.ops.base import BY_NAME
@@ -83,7 +84,7 @@ def _others(x: Tensor) -> Tensor:
 
 
 def _outputs(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    return tree_leaves(model(*(x.clone() for x in inputs)))
+    return tree_leaves(plain(model(*(x.clone() for x in inputs))))
 
 
 def _compare(model: nn.Module, graph: Graph, inputs: Sequence[Tensor], wanted: list[Tensor]) -> None:
@@ -107,7 +108,7 @@ def _in_double(model: nn.Module, graph: Graph, inputs: Sequence[Tensor]) -> tupl
     """Outputs of model and graph in float64; nothing where one of them knows only float32."""
     double = [x.double() if x.is_floating_point() else x.clone() for x in inputs]
     try:
-        wanted = tree_leaves(torch.func.functional_call(model, _state(model, torch.float64), tuple(double)))
+        wanted = tree_leaves(plain(torch.func.functional_call(model, _state(model, torch.float64), tuple(double))))
         got = evaluate_graph(graph, [x.clone() for x in double], torch.float64)
     except Exception:  # a float32 constant in a product, a kernel without float64
         return ()

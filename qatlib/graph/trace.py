@@ -15,6 +15,7 @@ from torch.fx import _symbolic_trace
 from torch.utils._pytree import tree_leaves
 
 from qatlib.errors import GraphError
+from qatlib.graph.inputs import Inputs, ordered_inputs
 from qatlib.graph.ir import Graph
 from qatlib.graph.normalize import normalize
 from qatlib.graph.run import fails, run_at
@@ -25,21 +26,22 @@ from qatlib.graph.verify import verify
 
 def trace(
     model: nn.Module,
-    example_inputs: Sequence[Tensor],
+    example_inputs: Inputs,
     leaf: Sequence[str] = (),
     wrap: Sequence[Callable[..., Any]] = (),
 ) -> Graph:
     """Graph of ``model`` at inference. The model is not changed.
 
     Args:
-        example_inputs: real tensors, batch first; one sample is enough.
+        example_inputs: real tensors, batch first, in the order of ``forward`` or by its names; one sample is enough.
         leaf: qualified names of modules that are kept whole, in float.
         wrap: functions that are kept whole, in float.
 
     Raises GraphError: QAT130 if the model's control flow depends on tensors, QAT131 if it fails on the example inputs,
     QAT132 naming every operator that is not supported, QAT133 if ``forward`` keeps state in the model, QAT134 for an
-    unsupported variant of a supported operator.
+    unsupported variant of a supported operator, QAT138 for example inputs that no model could take.
     """
+    example_inputs = ordered_inputs(model, example_inputs)
     with as_it_was(model) as snapshot:
         module = _symbolic(model, example_inputs, leaf, wrap)
         if assigned := snapshot.traced():
@@ -224,6 +226,11 @@ def _symbolic(
         frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(LIBRARIES)]
         at = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else type(model).__name__
         line = f" `{frames[-1].line}`" if frames else ""
+        if isinstance(error, NotImplementedError) and str(error).startswith("argument of type"):
+            seen = f"{str(error).replace('argument', 'a value')} is returned, or given to an operator"
+            raise GraphError(
+                "QAT136", at, seen, "Use tensors, and tuples, lists, dicts or dataclasses of them"
+            ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise GraphError(
             "QAT130",
