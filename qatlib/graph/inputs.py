@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from qatlib.errors import GraphError
+from qatlib.graph.snapshot import as_it_was
+from qatlib.graph.source import BATCHES, Examples, Shape, batched_shape
 from qatlib.ops.base import Ref
 
 Inputs = Sequence[Tensor] | Mapping[str, Tensor]
@@ -79,6 +82,31 @@ def _check(model: nn.Module, where: str, x: Any) -> None:
         if x.dtype not in dtypes:
             there = " and ".join(sorted(map(str, dtypes)))
             raise _odd(where, f"is {x.dtype}, the model {there}", "Convert it, such as by x.float()")
+
+
+def batch_axes(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[int, ...] | None:
+    """The batch axis of every input, 0 or 1, if the model runs so at two batch sizes; None if it never does.
+
+    Those of equal size in all examples, and those with fewer seconds, are tried first.
+    """
+    choices = [(0, 1) if x.dim() > 1 and x.shape[1] else (0,) for x in inputs]
+    possible = [axes for axes in itertools.islice(itertools.product(*choices), 64) if any(axes)]
+    sizes = {axes: {x.shape[axis] for x, axis in zip(inputs, axes, strict=True)} for axes in possible}
+    for axes in sorted(possible, key=lambda axes: (len(sizes[axes]), sum(axes))):
+        if _follows_batch(model, Examples(inputs, axes)):
+            return axes
+    return None
+
+
+def _follows_batch(model: nn.Module, examples: Examples) -> bool:
+    """Whether the model runs at two batch sizes and gives outputs whose sizes follow."""
+    with as_it_was(model):
+        try:
+            runs = [pytree.tree_leaves(plain(model(*examples.at(batch)))) for batch in BATCHES]
+            pairs = [(Shape.of(a), Shape.of(b)) for a, b in zip(*runs, strict=True)]
+            return all(batched_shape(a, b, "") != a.sizes for a, b in pairs)
+        except Exception:  # whatever the model says to inputs that do not fit each other
+            return False
 
 
 def _odd(where: str, seen: str, fix: str) -> GraphError:
