@@ -345,8 +345,16 @@ class FakeQuantModel(nn.Module):
 
     # -- running -------------------------------------------------------------------------------------------------
 
-    def forward(self, *inputs: Tensor) -> Any:
-        return self._run(inputs)
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
+        """Outputs nested as those of the float model; inputs in its order, or by name. Raises QConfigError QAT143."""
+        names = self.graph.inputs
+        given = dict(zip(names, inputs, strict=False))
+        if not named:
+            return self._run(inputs)
+        if given.keys() & named.keys() or given.keys() | named.keys() != set(names):
+            seen = f"got {len(inputs)} tensors and {', '.join(named)} for {list(names)}"
+            raise QConfigError("QAT143", "inputs", seen, "Pass one each")
+        return self._run(tuple((given | named)[name] for name in names))
 
     def walk(self, *inputs: Tensor, visit: Visit) -> Any:
         """Forward that calls ``visit(node, inputs, output)`` after every node."""
