@@ -11,28 +11,27 @@ from qatlib.pipeline.stage import stage
 @stage("calibrate")
 def main(config: Config) -> None:
     """Calibrate, and score the fake-quant model in VALIDATION state."""
-    from qatlib.fake.calibrate import calibrate
     from qatlib.fake.coverage import mac_coverage
+    from qatlib.pipeline.after_training import calibrated_model
     from qatlib.pipeline.metrics import write_metrics
     from qatlib.pipeline.project import Project
 
-    project, section = Project(config), config.calibrate
-    model = project.fake_quant_model()
-    coverage = mac_coverage(model)
+    project = Project(config)
+    made = calibrated_model(project)
+    coverage = mac_coverage(made.model)
     click.echo(str(coverage))
-    items = section.batches * section.batch_size
-    samples = calibrate(model, project.batches("calib", items, section.batch_size), project.device)
-    scored = project.evaluate(model, "test")
-    project.save_fake_quant(model, "artifacts/calibrated.safetensors")
+    scored = project.evaluate(made.model, "test")
+    project.save_fake_quant(made.model, "artifacts/calibrated.safetensors", made.done)
     write_metrics(
         "reports/calibrate/metrics.json",
         "calib",
         {
             project.metric().name: scored.value,
             "images": scored.images,
-            "calibration_images": samples,
+            "calibration_images": made.samples,
             "macs": coverage.total,
             "quantized_macs_share": coverage.share,
+            **made.metrics,
         },
     )
 

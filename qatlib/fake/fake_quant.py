@@ -188,14 +188,23 @@ class ConstantFakeQuantize(FakeQuantize):
 
 
 class WeightFakeQuantize(nn.Module):
-    """Fake-quant of weights, per output channel; the scale follows the weights: ``2 max|w| / (qmax - qmin)``."""
+    """Fake-quant of weights, per output channel; the scale follows the weights: ``2 max|w| / (qmax - qmin)``.
+
+    ``fixed`` ``[O]`` are scales that stay, for weights that were rounded with them; None, and in no state dict, until
+    then.
+    """
+
+    fixed: Tensor | None
 
     def __init__(self, spec: FakeQuantSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.register_buffer("fixed", None)
 
     def scales(self, weight: Tensor) -> Tensor:
         """Scale of every output channel, float32 ``[O]``."""
+        if self.fixed is not None:
+            return self.fixed
         qmin, qmax = limits(self.spec.dtype)
         largest = weight.detach().abs().flatten(1).amax(1)
         scale = (largest.double() * 2 / (qmax - qmin)).float()

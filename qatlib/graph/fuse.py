@@ -48,7 +48,10 @@ def _only_reader(graph: Graph, users: dict[str, list[Node]], name: str) -> bool:
 
 
 def fold_batch_norm(graph: Graph) -> Graph:
-    """Multiply batch norm into the weights before it. Calls that share their modules share the folded weights too."""
+    """Multiply batch norm into the weights before it, which get the attribute ``batch_norm``.
+
+    Calls that share their modules share the folded weights too.
+    """
     users, nodes, gone = graph.users(), graph.by_name(), {}
     folded: dict[str, Node] = {}
     shared: dict[tuple[int, ...], dict[str, nn.Parameter]] = {}
@@ -64,7 +67,8 @@ def fold_batch_norm(graph: Graph) -> Graph:
         if key not in shared:
             shared[key] = _folded(dense, norm)
         absorbed = (*dense.absorbed, norm.name)
-        folded[dense.name] = replace(dense, params=shared[key], absorbed=absorbed)
+        attrs = {**dense.attrs, "batch_norm": True}
+        folded[dense.name] = replace(dense, attrs=attrs, params=shared[key], absorbed=absorbed)
         gone[norm.name] = dense.name
     return graph.renamed([folded.get(n.name, n) for n in graph.nodes if n.name not in gone], gone)
 

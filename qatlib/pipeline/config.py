@@ -108,12 +108,34 @@ class QConfigParams(_Params):
     outputs: OutputFormat = OutputFormat()
 
 
+class AdaRoundParams(_Params):
+    """Learned rounding of weights; see :func:`qatlib.fake.ptq.rounding.adaround`."""
+
+    steps: Count = 1000
+    lr: Positive = 1e-2
+    images: Count = 256
+    batch_size: Count = 32
+    regularization: Positive = 1.0
+    beta: Many[Positive] = (20.0, 2.0)
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.2
+
+    @model_validator(mode="after")
+    def _beta_falls(self) -> AdaRoundParams:
+        if len(self.beta) != 2 or self.beta[0] < self.beta[1]:
+            raise ValueError(f"beta is {list(self.beta)}; give where it starts and, not above that, where it ends")
+        return self
+
+
 class CalibrateParams(_Params):
     method: Literal["min_max", "percentile", "mse"] = "percentile"
     percentile: Annotated[float, Field(gt=0, le=100)] = 99.99
     bins: Annotated[int, Field(ge=128, le=65536)] = 2048
     batches: Count = 32
     batch_size: Count = 64
+    equalize: bool = False
+    adaround: AdaRoundParams | None = None
+    bn_re_estimation: bool = False
+    bias_correction: bool = False
 
 
 class DistillParams(_Params):

@@ -1,7 +1,7 @@
 """Cross-layer equalization (Nagel et al., 2019): the same function, with the ranges of its channels brought together.
 
-``relu(k * x) = k * relu(x)`` for k > 0, so a channel between two convolutions may have any unit: dividing the weights and
-bias that make it by s, and multiplying the weights that read it by s, changes nothing in float. With one scale per
+``relu(k * x) = k * relu(x)`` for k > 0, so a channel between two convolutions may have any unit: dividing the weights
+and bias that make it by s, and multiplying the weights that read it by s, changes nothing in float. With one scale per
 tensor, a channel whose range is a hundredth of the largest keeps one or two of 127 codes; s brings it up.
 """
 
@@ -72,9 +72,9 @@ def equalize(graph: Graph, fixed: Container[str] = ()) -> tuple[Graph, tuple[Pai
     """A fused graph of the same function whose channels have like ranges, and the pairs that it found.
 
     A pair is a convolution (also transposed, depthwise) or linear without an addend, whose output is no output of the
-    network and passes through homogeneous operators only (relu, leaky relu, PReLU, pooling, movements that keep channels
-    apart) before convolutions and linears read it. A bound such as relu6's, an add, and weights shared by several calls
-    end the search, as do nodes in ``fixed``: values whose scale the user gave.
+    network and passes through homogeneous operators only (relu, leaky relu, PReLU, pooling, movements that keep
+    channels apart) before convolutions and linears read it. A bound such as relu6's, an add, and weights shared by
+    several calls end the search, as do nodes in ``fixed``: values whose scale the user gave.
 
     Channel c gets the unit ``s = sqrt(made / read)``, the ranges of the weights and bias that make it and of the
     weights that read it, until nothing moves; the result does not depend on the units that the model came with. What
