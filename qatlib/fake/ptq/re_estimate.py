@@ -22,7 +22,7 @@ LARGEST = 2.0
 
 
 def re_estimate_batch_norms(model: FakeQuantModel, reference: FakeQuantModel, batches: Batches) -> tuple[str, ...]:
-    """Give every layer with a folded batch norm the mean and deviation per channel over ``batches`` that it has in float.
+    """Give layers with a folded batch norm the mean and deviation per channel that they have in float on ``batches``.
 
     Before its relu and without what is added to it, in the order of the network, as
     :func:`qatlib.fake.ptq.correct.correct_biases`. Returns the names of the layers; those that share parameters with

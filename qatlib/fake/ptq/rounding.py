@@ -20,7 +20,7 @@ ZETA, GAMMA = 1.1, -0.1
 """Ends of the stretched sigmoid, so that 0 and 1 are reached (Louizos et al., 2018)."""
 
 Seen = Sequence[tuple[tuple[Tensor, ...], Tensor]]
-"""Batch by batch, inputs of a layer as the quantized network gives them, and the output that the float network makes."""
+"""Batch by batch: inputs of a layer as the quantized network gives them, the output that the float network makes."""
 
 
 @dataclass(frozen=True)
