@@ -202,7 +202,7 @@ def _expect_fixed_scales(model: FakeQuantModel, weights: Mapping[str, Tensor]) -
     for name, op in model.ops():
         scales = weights.get(f"{name}.weight_fake_quant.fixed")
         if scales is not None and op.weight_fake_quant is not None:
-            op.weight_fake_quant.fixed = torch.zeros(len(op.weight), device=op.weight.device)
+            op.weight_fake_quant.fixed = torch.zeros_like(op.float_params()["bias"])
 
 
 def _limit(fake: FakeQuantize | None, largest: float) -> None:

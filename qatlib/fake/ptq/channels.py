@@ -23,7 +23,7 @@ def is_homogeneous(node: Node) -> bool:
     if node.op == "clamp":
         return is_open(node)
     if node.op == "pad":
-        return node.attrs["value"] == 0
+        return bool(node.attrs["value"] == 0)
     return node.op in (*_MOVES, *_SUMS, *_LARGEST, "prelu")
 
 

@@ -31,7 +31,7 @@ def correct_biases(model: FakeQuantModel, reference: FakeQuantModel, batches: Ba
         wanted = float_moments(reference, names, batches, addend=True)
         for name in names:
             shift = wanted[name].mean - quantized_moments(model, name, batches, addend=True).mean
-            bias = model.op(name).bias
+            bias = model.op(name).float_params()["bias"]
             bias.copy_((bias.double() + shift).to(bias))
             typical = float(wanted[name].deviation.square().mean().sqrt())
             made.append(Correction(name, float(shift.abs().max()) / typical if typical else 0.0))

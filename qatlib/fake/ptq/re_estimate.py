@@ -36,8 +36,9 @@ def re_estimate_batch_norms(model: FakeQuantModel, reference: FakeQuantModel, ba
             seen = quantized_moments(model, name, batches, addend=False)
             dead = (seen.deviation == 0) | (goal.deviation == 0)
             factor = torch.where(dead, 1.0, goal.deviation / seen.deviation).clamp(1 / LARGEST, LARGEST)
-            op.weight.mul_(factor.to(op.weight).view(-1, *[1] * (op.weight.dim() - 1)))
-            op.bias.copy_((factor * (op.bias.double() - seen.mean) + goal.mean).to(op.bias))
+            weight, bias = (op.float_params()[role] for role in ("weight", "bias"))
+            weight.mul_(factor.to(weight).view(-1, *[1] * (weight.dim() - 1)))
+            bias.copy_((factor * (bias.double() - seen.mean) + goal.mean).to(bias))
             fake = op.weight_fake_quant
             if fake is not None and fake.fixed is not None:
                 fake.fixed.mul_(factor.to(fake.fixed))

@@ -59,10 +59,9 @@ def adaround(
 def _round_layer(op: FakeOp, seen: Seen, params: AdaRoundParams, generator: torch.Generator) -> Rounding:
     fake = op.weight_fake_quant
     assert fake is not None
-    scales = op.weight_scales()
-    unit = scales.view(-1, *[1] * (op.weight.dim() - 1))
-    plain = op.quantized_params()
-    nearest, base = plain["weight"], (op.weight / unit).floor()
+    scales, weight, plain = op.weight_scales(), op.float_params()["weight"], op.quantized_params()
+    unit = scales.view(-1, *[1] * (weight.dim() - 1))
+    nearest, base = plain["weight"], (weight / unit).floor()
     before = _error(op, plain, seen)
     up = _learn(op, plain, seen, params, generator, unit, before) if before > 0 else None
     learned = nearest if up is None else (base + up).clamp_(*limits(fake.spec.dtype)) * unit
@@ -76,7 +75,7 @@ def _round_layer(op: FakeOp, seen: Seen, params: AdaRoundParams, generator: torc
 
 def keep_codes(op: FakeOp, fake: WeightFakeQuantize, weight: Tensor, scales: Tensor) -> None:
     """Make ``weight``, multiples of ``scales`` ``[O]``, the weights of ``op``, and the scales theirs for good."""
-    op.weight.copy_(weight)
+    op.float_params()["weight"].copy_(weight)
     fake.fixed = scales.clone()
 
 
@@ -108,7 +107,7 @@ def _learn(
     assert op.weight_fake_quant is not None
     qmin, qmax = limits(op.weight_fake_quant.spec.dtype)
     plain = {role: tensor.detach() for role, tensor in plain.items()}
-    real = op.weight.detach() / unit
+    real = op.float_params()["weight"].detach() / unit
     base = real.floor()
     share = ((real - base - GAMMA) / (ZETA - GAMMA)).clamp(1e-4, 1 - 1e-4)
     v = torch.logit(share).requires_grad_()
