@@ -24,8 +24,9 @@ def main(config: Config) -> None:
 
     project, section = Project(config), config.analyze
     batches = project.batches("val", section.batches * section.batch_size, section.batch_size)
-    calibrated = project.load_fake_quant("artifacts/calibrated.safetensors")
-    fvsq = capture_pair(project.float_model, calibrated, batches, "FvsQ")
+    checkpoint = "artifacts/calibrated.safetensors"
+    calibrated = project.load_fake_quant(checkpoint)
+    fvsq = capture_pair(project.float_side(checkpoint), calibrated, batches, "FvsQ")
     fake, program = project.load_fake_quant("artifacts/qat.safetensors"), Program.load("artifacts/program")
     metric = project.metric()
     facts = Facts(

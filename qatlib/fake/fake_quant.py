@@ -212,15 +212,18 @@ class ConstantFakeQuantize(FakeQuantize):
 class WeightFakeQuantize(LearnedScale):
     """Fake-quant of weights, per output channel; the scale follows the weights: ``2 kept max|w| / (qmax - qmin)``.
 
-    ``kept`` ``[channels]`` is 1, or the share of the largest magnitude that calibration found best. A scale that is
-    learned starts there, at the first forward in QAT.
+    ``kept`` ``[O]`` is 1, or the share of the largest magnitude that calibration found best. ``fixed`` ``[O]`` are
+    scales that stay, for weights that were rounded with them; None, and in no state dict, until then. A scale that is
+    learned starts at either, at the first forward in QAT.
     """
 
     kept: Tensor
+    fixed: Tensor | None
 
     def __init__(self, spec: FakeQuantSpec, channels: int = 1) -> None:
         super().__init__(spec, (channels,))
         self.register_buffer("kept", torch.ones(channels))
+        self.register_buffer("fixed", None)
 
     def settle(self, weight: Tensor) -> None:
         """Choose what is kept of every channel's largest magnitude, by ``spec.method``: min_max keeps all."""
@@ -231,6 +234,8 @@ class WeightFakeQuantize(LearnedScale):
         """Scale of every output channel, float32 ``[O]``."""
         if self.started:
             return self.current()
+        if self.fixed is not None:
+            return self.fixed
         qmin, qmax = limits(self.spec.dtype)
         rows = weight.detach().flatten(1)
         largest = torch.maximum(rows.amax(1), -rows.amin(1))

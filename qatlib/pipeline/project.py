@@ -20,6 +20,7 @@ from qatlib.fake.fake_quant import FakeQuantize
 from qatlib.fake.learned import is_learned
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.prepare import fuse_fx, is_high_precision_candidate, prepare_graph
+from qatlib.fake.ptq.equalize import Pair, equalize
 from qatlib.fake.qconfig import FakeQuantSpec, Kind, QConfig, method_for
 from qatlib.graph.ir import INPUT, Graph, Node
 from qatlib.graph.relu6 import BOUND, bounded_by, relus
@@ -112,15 +113,23 @@ class Project:
         wrap = [load_entry(name, f"model.wrap[{i}]") for i, name in enumerate(section.wrap)]
         return fuse_fx(self.float_model, self.example_inputs, section.leaf, wrap)
 
+    @cached_property
+    def equalized(self) -> tuple[Graph, tuple[Pair, ...]]:
+        """:attr:`graph` with its channels equalized, and the pairs; values of a fixed scale stay in their unit."""
+        owners = _owners(self.graph)
+        matched = first_match(self.config.qconfig.overrides, owners, "qconfig.overrides")
+        fixed = {operator for name, record in matched.items() if record.scale for operator in owners[name]}
+        return equalize(self.graph, fixed)
+
     # -- fake-quant model ----------------------------------------------------------------------------------------
 
-    def fake_quant_model(self, relu6: Sequence[str] = ()) -> FakeQuantModel:
+    def fake_quant_model(self, relu6: Sequence[str] = (), equalized: bool = False) -> FakeQuantModel:
         """A freshly prepared model with the formats of ``qconfig`` and the float operators of ``qat.hybrid``.
 
         Modules that have an attribute ``qconfig`` go by that. The operators in ``relu6`` end in relu6 instead of relu.
         Raises QConfigError (QAT197) if nothing is left to quantize.
         """
-        graph = bounded_by(self.graph, relu6)
+        graph = bounded_by(self.equalized[0] if equalized else self.graph, relu6)
         hybrid = self.resolve_ops(self.config.qat.hybrid, "qat.hybrid")
         formats = _Formats(self.config, graph, attributes_of(self.float_model))
         floats = {*hybrid, *formats.floats}
@@ -145,8 +154,11 @@ class Project:
         owners = _owners(self.graph)
         return tuple(dict.fromkeys(op for name in resolve(patterns, owners, key) for op in owners[name]))
 
-    def save_fake_quant(self, model: FakeQuantModel, path: str | Path) -> None:
-        """Write a checkpoint that :meth:`load_fake_quant` reads."""
+    def save_fake_quant(self, model: FakeQuantModel, path: str | Path, after_training: Sequence[str] = ()) -> None:
+        """Write a checkpoint that :meth:`load_fake_quant` reads.
+
+        ``after_training`` are the keys of section ``calibrate`` whose help moved the weights.
+        """
         relu6 = sorted(set(relus(self.graph).values()) - set(relus(model.graph).values()))
         metadata = {
             "kind": "fake-quant",
@@ -154,6 +166,8 @@ class Project:
             "formats": _formats(model),
             "relu6": json.dumps(relu6),
         }
+        if after_training:
+            metadata["after_training"] = json.dumps(list(after_training))
         save_tensors(path, model.state_dict(), metadata)
 
     def load_fake_quant(self, path: str | Path, relu6: Sequence[str] = ()) -> FakeQuantModel:
@@ -168,7 +182,9 @@ class Project:
                 "QAT127", str(path), "is not a fake-quant checkpoint", "Run the calibrate or qat stage"
             )
         model = self.fake_quant_model((*json.loads(metadata.get("relu6", "[]")), *relu6))
-        weights, expected = load_weights(path), model.state_dict()
+        weights = load_weights(path)
+        _expect_fixed_scales(model, weights)
+        expected = model.state_dict()
         odd = sorted(name for name in set(weights) ^ set(expected) if not is_learned(name)) or sorted(
             k for k in set(weights) & set(expected) if weights[k].shape != expected[k].shape
         )
@@ -184,6 +200,25 @@ class Project:
         for name in relu6:
             _limit(model.op(name).activation_post_process, BOUND)
         return model.eval()
+
+    def float_side(self, path: str | Path) -> nn.Module:
+        """What to compare the calibrated model of a checkpoint with: the float model.
+
+        Where the weights were rounded or corrected after training, that is the float model op by op in the units of the
+        equalized one, whose tensors are those of the checkpoint.
+        """
+        done = json.loads(read_metadata(path).get("after_training", "[]"))
+        if set(done) <= {"equalize"}:
+            return self.float_model
+        return self.fake_quant_model(equalized="equalize" in done).eval()
+
+
+def _expect_fixed_scales(model: FakeQuantModel, weights: Mapping[str, Tensor]) -> None:
+    """Make room for the weight scales that a checkpoint keeps."""
+    for name, op in model.ops():
+        scales = weights.get(f"{name}.weight_fake_quant.fixed")
+        if scales is not None and op.weight_fake_quant is not None:
+            op.weight_fake_quant.fixed = torch.zeros_like(op.float_params()["bias"])
 
 
 def _limit(fake: FakeQuantize | None, largest: float) -> None:
