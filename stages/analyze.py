@@ -18,6 +18,7 @@ def main(config: Config) -> None:
     from qatlib.analysis.profiler import capture_pair
     from qatlib.analysis.summary import read_metrics
     from qatlib.fake.coverage import mac_coverage
+    from qatlib.fake.ranges import read_ranges
     from qatlib.pipeline.project import Project
     from qatlib.program import Program
 
@@ -43,6 +44,7 @@ def main(config: Config) -> None:
         qvsq=capture_pair(fake, program, batches, "QvsQ"),
         ops=program_facts(program),
         coverage=mac_coverage(fake),
+        ranges=read_ranges("reports/calibrate/ranges.csv"),
     )
     publish(facts, performance=json.loads(Path("reports/compile_sim/performance.json").read_text()))
 

@@ -8,11 +8,16 @@ from qatlib.pipeline.config import Config
 from qatlib.pipeline.stage import stage
 
 
-@stage("calibrate")
+@stage("calibrate", parallel=True)
 def main(config: Config) -> None:
     """Calibrate, and score the fake-quant model in VALIDATION state."""
+    from rich.console import Console
+
     from qatlib.fake.calibrate import calibrate
     from qatlib.fake.coverage import mac_coverage
+    from qatlib.fake.distributed import rank
+    from qatlib.fake.ranges import write_ranges
+    from qatlib.pipeline import calibration
     from qatlib.pipeline.metrics import write_metrics
     from qatlib.pipeline.project import Project
 
@@ -20,17 +25,28 @@ def main(config: Config) -> None:
     model = project.fake_quant_model()
     coverage = mac_coverage(model)
     click.echo(str(coverage))
-    items = section.batches * section.batch_size
-    samples = calibrate(model, project.batches("calib", items, section.batch_size), project.device)
+    data = project.calibration_batches()
+    samples = calibrate(model, data, project.device, histograms=bool(section.compare))
+    if rank() > 0:
+        return
+    ranges, held_out = calibration.measured_ranges(project, model)
+    for note in calibration.range_notes(ranges, section.method):
+        click.echo(note)
+    compared, metric = calibration.compare_methods(project, model), project.metric().name
+    if compared:
+        Console().print(calibration.comparison_table(compared, metric))
     scored = project.evaluate(model, "test")
     project.save_fake_quant(model, "artifacts/calibrated.safetensors")
+    write_ranges("reports/calibrate/ranges.csv", ranges)
+    calibration.write_comparison("reports/calibrate/compare.csv", compared, metric)
     write_metrics(
         "reports/calibrate/metrics.json",
         "calib",
         {
-            project.metric().name: scored.value,
+            metric: scored.value,
             "images": scored.images,
             "calibration_images": samples,
+            **calibration.range_metrics(ranges, held_out),
             "macs": coverage.total,
             "quantized_macs_share": coverage.share,
         },

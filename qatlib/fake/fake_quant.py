@@ -7,57 +7,36 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qatlib.errors import TrainingError
+from qatlib.fake.distributed import largest, size
+from qatlib.fake.learned import LearnedScale
 from qatlib.fake.observer import Histogram
 from qatlib.fake.qconfig import FakeQuantSpec
 from qatlib.fake.state import FakeQuantState, StateCell
+from qatlib.fake.straight_through import StraightThrough, round_into
+from qatlib.fake.thresholds import kept_of_channels
+from qatlib.ops.clamp import Bounds, apply_clamp
+from qatlib.ops.masks import relevant
 from qatlib.qtype import DEAD, DEAD_SCALE, check_scale, limits, scale_of
 
 
-class _StraightThrough(torch.autograd.Function):
-    """``clamp(rne(x / scale), qmin, qmax) * scale``; the gradient passes where nothing was clamped."""
+def fake_quantize(x: Tensor, scale: Tensor, dtype: str, bounds: Bounds | None = None, reuse: bool = False) -> Tensor:
+    """``x``, clamped to ``bounds``, rounded to multiples of ``scale`` (broadcast) within the codes of ``dtype``.
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
-        codes = (x / scale).round_()
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward((codes >= qmin) & (codes <= qmax))
-        return codes.clamp_(qmin, qmax).mul_(scale)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (inside,) = ctx.saved_tensors
-        return grads[0] * inside, None, None, None
-
-
-def fake_quantize(x: Tensor, scale: Tensor, dtype: str) -> Tensor:
-    """``x`` rounded to multiples of ``scale`` (broadcast) within the codes of ``dtype``; differentiable in ``x``."""
-    qmin, qmax = limits(dtype)
-    out: Tensor = _StraightThrough.apply(x, scale, qmin, qmax)  # type: ignore[no-untyped-call]
+    Differentiable in ``x``: the gradient passes where nothing was clamped. ``reuse`` allows the result to take the
+    memory of ``x`` where no gradient is wanted.
+    """
+    if reuse and not (torch.is_grad_enabled() and x.requires_grad):
+        return round_into(x, x, scale, limits(dtype), bounds)
+    out: Tensor = StraightThrough.apply(x, scale, limits(dtype), bounds)  # type: ignore[no-untyped-call]
     return out
 
 
 def round_to(x: Tensor, unit: Tensor) -> Tensor:
     """``x`` rounded half to even to multiples of ``unit``; the gradient passes."""
     return x + ((x / unit).round() * unit - x).detach()
-
-
-MASKED = -5e3
-"""Scores at or below this are masks: -1e4, -1e9, the lowest float."""
-
-
-def relevant(x: Tensor, below_maximum: Sequence[Any] | None) -> Tensor:
-    """``x`` with what lies further below the largest of its row than counts, (axis, distance), raised to there.
-
-    Masks are never the largest; a row of nothing but masks counts as 0.
-    """
-    if below_maximum is None:
-        return x
-    axis, distance = below_maximum
-    top = x.masked_fill(x <= MASKED, -torch.inf).amax(axis, keepdim=True)
-    return torch.where(top > -torch.inf, torch.maximum(x, top - distance), torch.zeros_like(x))
 
 
 def within_reach(
@@ -86,27 +65,29 @@ def within_reach(
     return y.detach() + (x - x.detach()) * passed
 
 
-class FakeQuantize(nn.Module):
+class FakeQuantize(LearnedScale):
     """Fake-quant of one activation, per tensor. What it does is decided by the model's state.
 
-    ``low`` and ``high`` keep the range seen in calibration; ``scale`` is 0 until calibrated.
+    ``low`` and ``high`` keep the range seen in calibration; ``scale`` is 0 until calibrated, and is the scale whatever
+    the kind: a learned one is brought up to date in every forward in QAT, and when the state changes. The codes reach
+    down to ``-room`` at least; a learned scale is free of that.
     """
 
     scale: Tensor
     low: Tensor
     high: Tensor
+    room: Tensor
 
     def __init__(
-        self, spec: FakeQuantSpec, cell: StateCell, where: str, below_maximum: tuple[int, float] | None = None
+        self, spec: FakeQuantSpec, cell: StateCell, where: str, below_maximum: Sequence[Any] | None = None
     ) -> None:
-        """``below_maximum`` (axis, distance): values further below the largest of their row are none of the range.
-
-        A softmax takes them for 0 anyway; masks of -1e4 would otherwise leave no codes for the rest.
-        """
-        super().__init__()
-        self.spec, self.where, self.below_maximum = spec, where, below_maximum
+        """``below_maximum`` says which values are none of the range: :mod:`qatlib.ops.masks`."""
+        super().__init__(spec)
+        self.where, self.below_maximum = where, below_maximum
+        self.register_buffer("room", torch.tensor(0.0), persistent=below_maximum is not None)
+        self.pass_room: Callable[[float], None] = lambda low: None
         self._cell = cell
-        self.histogram = Histogram(spec.bins)
+        self.histogram = Histogram.of(spec)
         self.register_buffer("scale", torch.tensor(spec.scale or 0.0))
         self.register_buffer("low", torch.tensor(0.0))
         self.register_buffer("high", torch.tensor(0.0))
@@ -115,25 +96,48 @@ class FakeQuantize(nn.Module):
     def calibrated(self) -> bool:
         return float(self.scale) > 0
 
-    def forward(self, x: Tensor, telling: Tensor | None = None) -> Tensor:
-        """``x`` quantized, as the state says; ``telling`` are the elements that count for the scale, default all."""
+    def forward(
+        self, x: Tensor, telling: Tensor | None = None, bounds: Bounds | None = None, reuse: bool = False
+    ) -> Tensor:
+        """``x`` clamped to ``bounds`` and quantized, as the state says.
+
+        ``telling`` are the elements that count for the scale, default all. ``reuse``: see :func:`fake_quantize`.
+        """
         state = self._cell.state
-        seen = x.detach() if telling is None else telling.detach()
         if state is FakeQuantState.CALIBRATION:
-            self.histogram.update(self._relevant(seen), self.where)
+            x = apply_clamp(x, bounds)
+            self.histogram.update(self._relevant(x if telling is None else telling), self.where)
             return x
+        if state is FakeQuantState.QAT and self.rule is not None:
+            self.start(self.scale)
+            self.refresh()
+            return self.quantize(x, self.learned, self.scale, bounds)
         if state is FakeQuantState.QAT and self.spec.scale is None and self.spec.averaging_constant > 0:
-            self._follow(self._relevant(seen))
-        return fake_quantize(x, self.scale, self.spec.dtype)
+            self._follow(x if telling is None else telling, bounds)
+        return fake_quantize(x, self.scale, self.spec.dtype, bounds, reuse)
+
+    def refresh(self) -> None:
+        """Bring ``scale`` up to date with what was learned."""
+        if self.started:
+            self.scale.copy_(self.current())
 
     def _relevant(self, x: Tensor) -> Tensor:
-        return relevant(x, self.below_maximum)
+        return relevant(x.detach(), self.below_maximum)
 
-    def _follow(self, x: Tensor) -> None:
-        if x.numel() == 0:
+    def make_room(self, low: float) -> None:
+        """Let the codes reach down to ``low``, whatever else the scale is set from."""
+        if -low > float(self.room):
+            self.room.fill_(-low)
+            self.pass_room(low)
+
+    def _follow(self, x: Tensor, bounds: Bounds | None) -> None:
+        if x.numel() == 0 and size() == 1:
             return
-        low, high = torch.aminmax(x)
-        current = torch.maximum(-low, high)
+        if self.below_maximum is not None:
+            x, bounds = self._relevant(apply_clamp(x.detach(), bounds)), None
+        ends = torch.stack(torch.aminmax(x.detach())) if x.numel() else x.new_zeros(2)
+        seen = apply_clamp(ends, bounds).abs().amax()  # a clamp keeps the order
+        current = largest(torch.maximum(seen, self.room))
         if not bool(torch.isfinite(current)):
             raise TrainingError(
                 "QAT161", self.where, "activation is not finite in training", "Lower qat.lr or set qat.clip_grad_norm"
@@ -142,18 +146,21 @@ class FakeQuantize(nn.Module):
         c = self.spec.averaging_constant
         self.scale.mul_(1 - c).add_(c * (current * 2 / (qmax - qmin)).clamp_(min=DEAD_SCALE))
 
-    def forget(self) -> None:
-        """Drop what earlier calibrations saw."""
-        self.histogram = Histogram(self.spec.bins)
+    def forget(self, counting: bool = False) -> None:
+        """Drop what earlier calibrations saw; with ``counting`` prepare for settling by any method."""
+        self.histogram = Histogram.of(self.spec, counting)
+        self.room.zero_()
 
     def settle(self, spec: FakeQuantSpec | None = None) -> None:
         """Set the scale from the histogram, by ``spec`` (default: its own)."""
         spec = spec or self.spec
+        self.restart()
         if self.histogram.low <= self.histogram.high:
             self.low.fill_(self.histogram.low)
             self.high.fill_(self.histogram.high)
         if self.spec.scale is None:
-            self.scale.fill_(scale_of(self.histogram.threshold(spec), self.spec.dtype, self.where))
+            threshold = max(self.histogram.threshold(spec), float(self.room))
+            self.scale.fill_(scale_of(threshold, self.spec.dtype, self.where))
 
     def extra_repr(self) -> str:
         return f"{self.spec.dtype}, scale={float(self.scale):.6g}" + (", fixed" if self.spec.scale else "")
@@ -165,45 +172,78 @@ class ConstantFakeQuantize(FakeQuantize):
     A single number c has code +-64 at scale |c|/64, which is exact.
     """
 
-    def __init__(self, spec: FakeQuantSpec, cell: StateCell, where: str, value: Tensor) -> None:
+    def __init__(
+        self,
+        spec: FakeQuantSpec,
+        cell: StateCell,
+        where: str,
+        value: Tensor,
+        below_maximum: Sequence[Any] | None = None,
+    ) -> None:
+        spec = replace(spec, kind="moving_average")
         spec = replace(spec, dtype="int8", scale=None) if value.dim() == 0 else spec
-        super().__init__(spec, cell, where)
+        super().__init__(spec, cell, where, below_maximum)
         self._measure(value.detach())
 
-    def forward(self, x: Tensor, telling: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, telling: Tensor | None = None, bounds: Bounds | None = None, reuse: bool = False
+    ) -> Tensor:
         self._measure(x.detach())
         return fake_quantize(x, self.scale, self.spec.dtype) if self._cell.state.quantizes else x
 
     def _measure(self, x: Tensor) -> None:
+        x = self._relevant(x)
         self.low.copy_(x.min())
         self.high.copy_(x.max())
-        largest = float(x.abs().max())
+        largest = max(float(x.abs().max()), float(self.room))
         if x.dim() == 0:
             self.scale.fill_(check_scale(largest / 64, self.where) if largest >= DEAD else DEAD_SCALE)
         elif self.spec.scale is None:
             self.scale.fill_(scale_of(largest, self.spec.dtype, self.where))
 
+    def make_room(self, low: float) -> None:
+        super().make_room(low)
+        self.scale.clamp_(min=scale_of(float(self.room), self.spec.dtype, self.where))
+
     def settle(self, spec: FakeQuantSpec | None = None) -> None:
         """Nothing to do: the scale is known from the start."""
 
 
-class WeightFakeQuantize(nn.Module):
-    """Fake-quant of weights, per output channel; the scale follows the weights: ``2 max|w| / (qmax - qmin)``."""
+class WeightFakeQuantize(LearnedScale):
+    """Fake-quant of weights, per output channel; the scale follows the weights: ``2 kept max|w| / (qmax - qmin)``.
 
-    def __init__(self, spec: FakeQuantSpec) -> None:
-        super().__init__()
-        self.spec = spec
+    ``kept`` ``[channels]`` is 1, or the share of the largest magnitude that calibration found best. A scale that is
+    learned starts there, at the first forward in QAT.
+    """
+
+    kept: Tensor
+
+    def __init__(self, spec: FakeQuantSpec, channels: int = 1) -> None:
+        super().__init__(spec, (channels,))
+        self.register_buffer("kept", torch.ones(channels))
+
+    def settle(self, weight: Tensor) -> None:
+        """Choose what is kept of every channel's largest magnitude, by ``spec.method``: min_max keeps all."""
+        if self.spec.method == "mse":
+            self.kept.copy_(kept_of_channels(weight.detach(), self.spec.dtype))
 
     def scales(self, weight: Tensor) -> Tensor:
         """Scale of every output channel, float32 ``[O]``."""
+        if self.started:
+            return self.current()
         qmin, qmax = limits(self.spec.dtype)
-        largest = weight.detach().abs().flatten(1).amax(1)
-        scale = (largest.double() * 2 / (qmax - qmin)).float()
+        rows = weight.detach().flatten(1)
+        largest = torch.maximum(rows.amax(1), -rows.amin(1))
+        scale = (largest.double() * self.kept.double() * 2 / (qmax - qmin)).float()
         return torch.where(largest < DEAD, torch.full_like(scale, DEAD_SCALE), scale)
 
     def quantized(self, weight: Tensor, scales: Tensor) -> Tensor:
-        """Fake-quantized weights."""
-        return fake_quantize(weight, scales.view(-1, *[1] * (weight.dim() - 1)), self.spec.dtype)
+        """Fake-quantized weights. What is learned gets a gradient where ``scales`` are its own."""
+        over_channels = scales.view(-1, *[1] * (weight.dim() - 1))
+        if not (self.started and torch.is_grad_enabled()):
+            return fake_quantize(weight, over_channels, self.spec.dtype)
+        own = torch.where(scales > self.current(), self.learned.detach(), self.learned)
+        return self.quantize(weight, own, over_channels)
 
     def codes(self, weight: Tensor, scales: Tensor) -> Tensor:
         """Integer weights, section 2 of ``docs/numerics.md``."""

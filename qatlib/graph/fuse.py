@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from qatlib.graph.ir import INPUT, Graph, Node
+from qatlib.graph.masks import look_past_masks
 from qatlib.graph.verify import verify
 from qatlib.ops.base import BY_NAME
 from qatlib.ops.batch_norm import affine
-from qatlib.ops.softmax import BELOW
 
 DENSE = ("conv", "conv_transpose", "linear")
 
@@ -148,33 +148,6 @@ def fuse_clamp(graph: Graph) -> Graph:
     return graph.renamed([fused.get(n.name, n) for n in graph.nodes if n.name not in gone], gone)
 
 
-def look_below_maximum(graph: Graph) -> Graph:
-    """Let calibration ignore what ``exp(x - max(x))`` takes for 0, where nothing else reads x: masks of -1e4.
-
-    The node that makes x gets the attribute ``below_maximum``: axis, and how far below the largest still counts.
-    """
-    users, nodes = graph.users(), graph.by_name()
-    marked: dict[str, Node] = {}
-    for sub in graph.nodes:
-        if sub.op != "sub" or len(sub.inputs) != 2 or nodes[sub.inputs[1]].op != "amax":
-            continue
-        x, largest = (nodes[name] for name in sub.inputs)
-        read = [user for user in users[sub.name] if user.op == "unary" and user.attrs.get("function") == "exp"]
-        if largest.inputs != (x.name,) or not read or len(users[sub.name]) > 1 or len(largest.attrs["axes"]) != 1:
-            continue
-        readers = {user.name for user in users[x.name]}
-        (axis,) = largest.attrs["axes"]
-        from_end = axis - len(x.shape)
-        while x.op == "reshape" and from_end == -1 and x.shape[-1] == nodes[x.inputs[0]].shape[-1]:
-            if x.name in graph.outputs or len(users[x.inputs[0]]) > 1:
-                break
-            x = nodes[x.inputs[0]]
-        own = x.op in BY_NAME and not BY_NAME[x.op].keeps_scale and x.name not in graph.outputs
-        if own and readers == {sub.name, largest.name}:
-            marked[x.name] = replace(x, attrs={**x.attrs, "below_maximum": [from_end, BELOW]})
-    return replace(graph, nodes=tuple(marked.get(node.name, node) for node in graph.nodes))
-
-
 PASSES: tuple[Callable[[Graph], Graph], ...] = (
     drop_identities,
     drop_unread,
@@ -182,5 +155,5 @@ PASSES: tuple[Callable[[Graph], Graph], ...] = (
     batch_norm_to_conv,
     fuse_add,
     fuse_clamp,
-    look_below_maximum,
+    look_past_masks,
 )

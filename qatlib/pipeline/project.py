@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from qatlib.errors import CheckpointError, ConfigError, QConfigError
+from qatlib.fake import distributed
 from qatlib.fake.choose import Rules, attributes_of
 from qatlib.fake.fake_quant import FakeQuantize
+from qatlib.fake.learned import is_learned
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.prepare import fuse_fx, is_high_precision_candidate, prepare_graph
-from qatlib.fake.qconfig import FakeQuantSpec, QConfig, method_for
+from qatlib.fake.qconfig import FakeQuantSpec, Kind, QConfig, method_for
 from qatlib.graph.ir import INPUT, Graph, Node
 from qatlib.graph.relu6 import BOUND, bounded_by, relus
 from qatlib.ops.base import BY_NAME, Format
@@ -59,10 +61,20 @@ class Project:
         """The train split as QAT sees it: ``qat.data_kwargs`` over ``data.kwargs``."""
         return open_split(self.config, "train", self.config.qat.data_kwargs)
 
+    def calibration_batches(self) -> Loader:
+        """Batches for the observers: of several processes each has some of them."""
+        section, stride = self.config.calibrate, distributed.size()
+        shown = self.split("calib", section.batches * section.batch_size)
+        return loader(shown, section.batch_size, start_batch=distributed.rank(), stride=stride, split="calib")
+
     def training_batches(self, epoch: int, start_batch: int = 0) -> Loader:
-        """Batches of one epoch, from ``start_batch`` on; the order follows ``runtime.seed`` and the epoch."""
+        """Batches of one epoch, from ``start_batch`` on; the order follows ``runtime.seed`` and the epoch.
+
+        Of several processes each has some rows of every batch.
+        """
         seed, size = self.config.runtime.seed, self.config.qat.batch_size
-        return loader(self.training_data, size, seed, epoch, start_batch=start_batch, split="train")
+        part = (distributed.rank(), distributed.size())
+        return loader(self.training_data, size, seed, epoch, start_batch=start_batch, split="train", part=part)
 
     def metric(self) -> Metric:
         return make_metric(self.config.metric.factory, self.config.metric.kwargs)
@@ -157,8 +169,8 @@ class Project:
             )
         model = self.fake_quant_model((*json.loads(metadata.get("relu6", "[]")), *relu6))
         weights, expected = load_weights(path), model.state_dict()
-        odd = sorted(set(weights) ^ set(expected)) or sorted(
-            k for k in weights if weights[k].shape != expected[k].shape
+        odd = sorted(name for name in set(weights) ^ set(expected) if not is_learned(name)) or sorted(
+            k for k in set(weights) & set(expected) if weights[k].shape != expected[k].shape
         )
         odd = odd or _apart(metadata.get("formats", "{}"), _formats(model))
         if odd:
@@ -232,8 +244,11 @@ class _Formats:
             percentile=calibrate.percentile,
             bins=calibrate.bins,
             averaging_constant=config.qat.averaging_constant,
+            kind=config.qat.fake_quant,
         )
-        weight = replace(QConfig().weight, dtype=section.default.weight)
+        kind: Kind = "moving_average" if config.qat.fake_quant == "pact" else config.qat.fake_quant
+        dtype, method = section.default.weight, calibrate.weight_method
+        weight = replace(QConfig().weight, dtype=dtype, method=method, kind=kind)
         whole = attributes.get("", QConfig(default, weight))
         self._default = (whole and whole.activation) or default
         self._weight = whole.weight if whole else weight

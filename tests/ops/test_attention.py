@@ -98,7 +98,7 @@ def test_names_of_the_steps() -> None:
     steps = ["k_t.permute", "qk", "constant", "masked", "softmax.max", "softmax.sub", "softmax.exp", "softmax.sum",
              "softmax.reciprocal", "softmax.mul", "out"]  # fmt: skip
     assert [node.name for node in graph.nodes[1:]] == [f"{call}.{step}" for step in steps]
-    assert graph.by_name()[f"{call}.masked"].attrs["below_maximum"] == [-1, 16.0]
+    assert graph.by_name()[f"{call}.masked"].attrs["below_maximum"] == [-1, 16.0, -5e3]
 
 
 def heads(**options: Any) -> nn.MultiheadAttention:

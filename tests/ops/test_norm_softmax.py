@@ -186,7 +186,7 @@ def test_masks_leave_the_codes_to_the_scores(reshaped: bool) -> None:
     net = Scores(reshaped=reshaped).eval()
     graph = fuse_fx(net, (X,))
     (node,) = (node for node in graph.nodes if node.op == "add")
-    assert node.attrs["below_maximum"] == [-1, 16.0]
+    assert node.attrs["below_maximum"] == [-1, 16.0, -5e3]
     fake, program = converted(net, X, dtype="int16")
     largest = float((X @ X.transpose(1, 2) / 8).abs().max())
     assert fake.qtype("add").scale < 2 * (largest + 16) / 65535 * 1.01
