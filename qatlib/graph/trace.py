@@ -221,6 +221,10 @@ def _symbolic(
     for name in leaf:
         if name not in modules:
             raise GraphError("QAT135", f"model.leaf {name!r}", "no module has this name", "Use a qualified module name")
+    for function in wrap:
+        if function.__name__.startswith("_"):
+            seen = "has a name that begins with _, which torch.fx never wraps"
+            raise GraphError("QAT135", f"model.wrap {function.__name__!r}", seen, "Give it another name")
     parameters = list(inspect.signature(model.forward).parameters.values())
     count = len(examples.inputs)
     if len(parameters) < count and all(p.kind is not p.VAR_POSITIONAL for p in parameters):
