@@ -12,6 +12,7 @@ _HOME = {
     "qatlib.fake.qconfig": (
         "FakeQuantSpec",
         "QConfig",
+        "default_calib_16bit_fake_quant_qconfig",
         "default_calib_8bit_fake_quant_qconfig",
         "default_calib_8bit_weight_16bit_act_fake_quant_qconfig",
         "default_calib_8bit_weight_32bit_out_fake_quant_qconfig",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qatlib.analysis.op_facts import OpFact
     from qatlib.analysis.records import Capture
     from qatlib.fake.coverage import Coverage
+    from qatlib.fake.ranges import Range
 
 STAGES = ("float", "calib", "qat", "integer", "compiled")
 """Stages that score the model, in the order of the pipeline; roots of their metrics.json."""
@@ -49,6 +50,7 @@ class Facts:
     ``state`` is the FakeQuantState name of the model when it was scored, None when that is not known. ``floor`` is the
     least acceptable float metric (greatest, where lower is better), ``max_train_val_gap`` the largest train-val gap.
     The float metrics may hold that gap as ``train_val_gap``, or the metric on training data as ``train_<metric>``.
+    ``ranges`` are those of calibration, beside held-out data.
     ``overrides`` and ``input_formats`` are the lists of qconfig as they stand, ``tables`` that of convert; an edit has
     to keep them.
     """
@@ -68,6 +70,7 @@ class Facts:
     qvsq: Capture | None = None
     ops: tuple[OpFact, ...] = ()
     coverage: Coverage | None = None
+    ranges: tuple[Range, ...] = ()
 
     def value(self, stage: str, key: str | None = None) -> float | None:
         """Metric ``key`` (the scored one by default) of ``stage``; None if missing or not finite."""

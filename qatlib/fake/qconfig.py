@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from qatlib.errors import QConfigError
 from qatlib.ops.base import Format
 from qatlib.qtype import check_scale
 
-Method = Literal["min_max", "percentile", "mse"]
-METHODS: tuple[Method, ...] = ("min_max", "percentile", "mse")
+Method = Literal["min_max", "percentile", "mse", "kl", "mix", "auto", "fixed_scale"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True)
 class FakeQuantSpec:
     """One fake-quant module.
 
-    ``method`` picks the threshold at calibration; ``percentile`` is in percent. ``scale`` fixes the scale (real units
-    per code) and switches the observer off. ``averaging_constant`` c moves the scale in QAT:
+    ``method`` picks the threshold at calibration (``docs/calibration.md``); ``percentile`` is in percent. ``scale``
+    fixes the scale (real units per code) and switches the observer off; the method fixed_scale demands it.
+    ``averaging_constant`` c moves the scale in QAT:
     ``scale = (1 - c) * scale + c * current``; 0 keeps the calibrated scale.
     """
 
@@ -43,6 +44,8 @@ class FakeQuantSpec:
             raise wrong(f"bins {self.bins}", "Use an even number, 2048 by default")
         if not 0 <= self.averaging_constant <= 1:
             raise wrong(f"averaging_constant {self.averaging_constant}", "Use a value from 0 to 1")
+        if self.scale is None and self.method == "fixed_scale":
+            raise wrong("method 'fixed_scale' without a scale", "Give scale, by convention max/128 (int8)")
         if self.scale is not None:
             object.__setattr__(self, "scale", check_scale(self.scale, "fixed scale"))
 
@@ -55,7 +58,8 @@ def method_for(dtype: str, method: Method) -> Method:
 @dataclass(frozen=True)
 class QConfig:
     """Formats of one operator. ``activation`` None asks for a high-precision (int32) output, which only a convolution
-    or linear at the network's output can have.
+    or linear at the network's output can have. Of ``weight`` the method mse picks, channel by channel, the share of the
+    largest magnitude with the least error at calibration; any other keeps all, as min_max does.
     """
 
     activation: FakeQuantSpec | None = FakeQuantSpec()
@@ -72,8 +76,10 @@ class QConfig:
         """A copy with the format that an inner step asks for."""
         if format is None or self.activation is None:
             return self
-        dtype = format.dtype or self.activation.dtype
-        return self.with_activation(dtype=dtype, scale=format.scale, method=method_for(dtype, self.activation.method))
+        dtype, method = format.dtype or self.activation.dtype, self.activation.method
+        if method == "fixed_scale":  # the scale is that of the operator's own output only
+            method = FakeQuantSpec.method
+        return self.with_activation(dtype=dtype, scale=format.scale, method=method_for(dtype, method))
 
     def with_activation(self, **changes: Any) -> QConfig:
         """A copy with other settings of the activation."""
@@ -81,11 +87,14 @@ class QConfig:
         return replace(self, activation=spec)
 
 
-def get_default_qconfig(activation: str = "int8", method: str = "percentile", high_precision: bool = False) -> QConfig:
-    """QConfig with int8 weights per channel and the given output format."""
+def get_default_qconfig(
+    activation: str = "int8", method: str = "percentile", high_precision: bool = False, weight: str = "int8"
+) -> QConfig:
+    """QConfig with min-max weights per channel and the given output format; raises QConfigError (QAT142)."""
+    weights = replace(QConfig().weight, dtype=weight)  # type: ignore[arg-type]
     if high_precision:
-        return QConfig(activation=None)
-    return QConfig(activation=FakeQuantSpec(dtype=activation, method=method))  # type: ignore[arg-type]
+        return QConfig(None, weights)
+    return QConfig(FakeQuantSpec(dtype=activation, method=method), weights)  # type: ignore[arg-type]
 
 
 default_calib_8bit_fake_quant_qconfig = get_default_qconfig()
@@ -95,3 +104,5 @@ default_calib_8bit_weight_16bit_act_fake_quant_qconfig = get_default_qconfig("in
 default_qat_8bit_weight_16bit_act_fake_quant_qconfig = get_default_qconfig("int16", "min_max")
 default_calib_8bit_weight_32bit_out_fake_quant_qconfig = get_default_qconfig(high_precision=True)
 default_qat_8bit_weight_32bit_out_fake_quant_qconfig = get_default_qconfig(high_precision=True)
+default_calib_16bit_fake_quant_qconfig = get_default_qconfig("int16", "min_max", weight="int16")
+"""16 bits in activations and weights; for targets that take int16 weights."""

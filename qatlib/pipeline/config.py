@@ -41,6 +41,8 @@ Name = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Activation = Literal["int8", "int16"]
+Observer = Literal["min_max", "percentile", "mse", "kl", "mix", "auto"]
+Percentile = Annotated[float, Field(gt=0, le=100)]
 
 
 class _Params(BaseModel):
@@ -126,16 +128,37 @@ class AdaRoundParams(_Params):
         return self
 
 
+class ComparedMethod(_Params):
+    """A line of ``calibrate.compare``; a name alone is its method. A percentile of None is ``calibrate.percentile``."""
+
+    method: Observer
+    percentile: Percentile | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"method": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _percentile_has_a_use(self) -> ComparedMethod:
+        if self.percentile is not None and self.method != "percentile":
+            raise ValueError(f"method {self.method} takes no percentile; remove it, or set method: percentile")
+        return self
+
+
 class CalibrateParams(_Params):
-    method: Literal["min_max", "percentile", "mse"] = "percentile"
-    percentile: Annotated[float, Field(gt=0, le=100)] = 99.99
-    bins: Annotated[int, Field(ge=128, le=65536)] = 2048
+    method: Observer = "percentile"
+    percentile: Percentile = 99.99
+    bins: Annotated[int, Field(ge=128, le=65536, multiple_of=2)] = 2048
+    weight_method: Literal["min_max", "mse"] = "min_max"
     batches: Count = 32
     batch_size: Count = 64
     equalize: bool = False
     adaround: AdaRoundParams | None = None
     bn_re_estimation: bool = False
     bias_correction: bool = False
+    compare: Many[ComparedMethod] = ()
+    compare_images: Count | None = None
 
 
 class DistillParams(_Params):
@@ -165,6 +188,7 @@ class QatParams(_Params):
     loss_kwargs: dict[str, Any] = {}
     distill: DistillParams | None = None
     relu6: Many[Name] = ()
+    forward: Literal["fake_quant", "exact"] = "fake_quant"
     amp: Literal["bf16"] | None = None
     channels_last: bool = False
     on_nan: Literal["stop", "rewind"] = "stop"
@@ -264,6 +288,7 @@ class Goal(_Params):
 class RuntimeParams(_Params):
     device: Annotated[str, Field(pattern=_DEVICE)] = "cpu"
     threads: Count = 1
+    processes: Count = 1
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 

@@ -11,6 +11,7 @@ from qatlib.analysis.facts import Facts, InputFact
 from qatlib.analysis.op_facts import OpFact, WeightFact
 from qatlib.analysis.records import Capture, Mode, OpRecord
 from qatlib.analysis.stats import Comparison, RunningComparison, RunningSummary
+from qatlib.fake.ranges import Range
 from qatlib.pipeline.config import Goal
 from qatlib.qtype import FLOAT, QType
 
@@ -75,10 +76,20 @@ def op(name: str, kind: str = "conv", **changes: Any) -> OpFact:
     return replace(base, **changes)
 
 
+def span(name: str, held: float = 1.0) -> Range:
+    """An activation calibrated on [-1, 1], and of ``held`` on held-out data."""
+    return Range(name, "int8", "percentile", 1.0, 1 / 127.5, -1.0, 1.0, -held, held, 40.0)
+
+
 CLEAN = Facts(
     metrics={
         "float": {"accuracy": 0.93, "images": 10_000, "train_accuracy": 0.95, "train_val_gap": 0.02},
-        "calib": {"accuracy": 0.9285, "images": 10_000},
+        "calib": {
+            "accuracy": 0.9285,
+            "images": 10_000,
+            "calibration_images": 2048,
+            "held_out_median_range": 0.95,
+        },
         "qat": {
             "accuracy": 0.9291,
             "images": 10_000,
@@ -101,6 +112,7 @@ CLEAN = Facts(
     fvsq=records(),
     qvsq=records("QvsQ"),
     ops=(op("conv1"), op("conv2", inputs=("conv1",)), op("fc", "linear", dtype="int32", scale=None, is_output=True)),
+    ranges=tuple(span(f"conv{k}") for k in range(20)),
 )
 
 

@@ -18,7 +18,7 @@ from qatlib.analysis.rules import all_rules, rule, run_rules
 from qatlib.fake.coverage import Coverage
 from qatlib.pipeline.config import Config, Goal
 from qatlib.qtype import BOOL, QType
-from tests.analysis.planted import CLEAN, comparison, op, record, records, scored
+from tests.analysis.planted import CLEAN, comparison, op, record, records, scored, span
 
 ROOT = Path(__file__).parents[2]
 CODES = [each.code for each in all_rules()]
@@ -102,6 +102,10 @@ PLANTED: list[tuple[str, str, str, dict[str, Any]]] = [
     ("QAT030", "info", "", extra(qat__best_epoch=3, qat__last_epoch_gain=0.01)),
     ("QAT031", "info", "", extra(qat__best_epoch=0)),
     ("QAT031", "warning", "", {"goals": (Goal(metric="ratio.integer", min=0.9999),), **extra(qat__best_epoch=0)}),
+    ("QAT032", "info", "", extra(calib__calibration_images=64)),
+    ("QAT033", "info", "c", {"ranges": (*CLEAN.ranges, span("b", 1.2), span("c", 1.5))}),
+    ("QAT033", "warning", "c", {"ranges": (span("a"), span("b", 1.2), span("c", 1.5))}),
+    ("QAT033", "warning", "", extra(calib__held_out_median_range=0.01)),
     ("QAT024", "info", "gate", {"ops": (op("gate", "table", weight=None, is_output=True),)}),
 ]
 
@@ -422,3 +426,21 @@ def test_without_epochs_there_is_no_advice_about_them() -> None:
 
 def test_a_last_epoch_that_gains_a_little_is_what_a_schedule_does() -> None:
     assert not only(replace(CLEAN, **extra(qat__best_epoch=3, qat__last_epoch_gain=0.001)), "QAT030")
+
+
+def test_the_activation_that_held_out_data_leaves_furthest_is_named_with_numbers() -> None:
+    facts = replace(CLEAN, ranges=(*CLEAN.ranges, span("b", 1.2), span("c", 1.6), span("d", 1.09)))
+    (finding,) = only(facts, "QAT033")
+    assert finding.module == "c"
+    assert finding.evidence == {
+        "tensors_outside": 2,
+        "tensors": 23,
+        "calibrated_largest": 1.0,
+        "held_out_largest": 1.6,
+        "covered": 1 / 1.6,
+    }
+
+
+def test_a_hundred_samples_are_enough() -> None:
+    assert run_rules(replace(CLEAN, **extra(calib__calibration_images=100))) == ()
+    assert only(replace(CLEAN, **extra(calib__calibration_images=99)), "QAT032")
