@@ -13,29 +13,32 @@ def main(config: Config) -> None:
     """Calibrate, and score the fake-quant model in VALIDATION state."""
     from rich.console import Console
 
+    from qatlib.fake.calibrate import calibrate
     from qatlib.fake.coverage import mac_coverage
     from qatlib.fake.distributed import rank
     from qatlib.fake.ranges import write_ranges
     from qatlib.pipeline import calibration
-    from qatlib.pipeline.after_training import calibrated_model
+    from qatlib.pipeline.after_training import help_after_training
     from qatlib.pipeline.metrics import write_metrics
     from qatlib.pipeline.project import Project
 
-    project = Project(config)
-    made = calibrated_model(project)
-    coverage = mac_coverage(made.model)
+    project, section = Project(config), config.calibrate
+    model = project.fake_quant_model(equalized=section.equalize)
+    coverage = mac_coverage(model)
     click.echo(str(coverage))
+    data = project.calibration_batches()
+    samples = calibrate(model, data, project.device, histograms=bool(section.compare))
     if rank() > 0:
         return
-    model, section = made.model, config.calibrate
     ranges, held_out = calibration.measured_ranges(project, model)
     for note in calibration.range_notes(ranges, section.method):
         click.echo(note)
     compared, metric = calibration.compare_methods(project, model), project.metric().name
     if compared:
         Console().print(calibration.comparison_table(compared, metric))
+    helped = help_after_training(project, model)
     scored = project.evaluate(model, "test")
-    project.save_fake_quant(model, "artifacts/calibrated.safetensors", made.done)
+    project.save_fake_quant(model, "artifacts/calibrated.safetensors", helped.done)
     write_ranges("reports/calibrate/ranges.csv", ranges)
     calibration.write_comparison("reports/calibrate/compare.csv", compared, metric)
     write_metrics(
@@ -44,11 +47,11 @@ def main(config: Config) -> None:
         {
             metric: scored.value,
             "images": scored.images,
-            "calibration_images": made.samples,
+            "calibration_images": samples,
             **calibration.range_metrics(ranges, held_out),
             "macs": coverage.total,
             "quantized_macs_share": coverage.share,
-            **made.metrics,
+            **helped.metrics,
         },
     )
 

@@ -48,10 +48,7 @@ def _only_reader(graph: Graph, users: dict[str, list[Node]], name: str) -> bool:
 
 
 def fold_batch_norm(graph: Graph) -> Graph:
-    """Multiply batch norm into the weights before it, which get the attribute ``batch_norm``.
-
-    Calls that share their modules share the folded weights too.
-    """
+    """Multiply batch norm into the weights before it. Calls that share their modules share the folded weights too."""
     users, nodes, gone = graph.users(), graph.by_name(), {}
     folded: dict[str, Node] = {}
     shared: dict[tuple[int, ...], dict[str, nn.Parameter]] = {}
@@ -66,8 +63,7 @@ def fold_batch_norm(graph: Graph) -> Graph:
         key = (id(dense.params["weight"]), id(norm.params["mean"]))
         if key not in shared:
             shared[key] = _folded(dense, norm)
-        attrs = {**dense.attrs, "batch_norm": True}
-        folded[dense.name] = replace(dense, attrs=attrs, params=shared[key], fused=(*dense.fused, norm))
+        folded[dense.name] = replace(dense, params=shared[key], fused=(*dense.fused, norm))
         gone[norm.name] = dense.name
     return graph.renamed([folded.get(n.name, n) for n in graph.nodes if n.name not in gone], gone)
 

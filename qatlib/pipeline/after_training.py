@@ -2,47 +2,42 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
-from qatlib.fake.calibrate import calibrate
-from qatlib.fake.distributed import rank
+from torch import nn
+
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.ptq.correct import correct_biases
 from qatlib.fake.ptq.layers import float_reference
 from qatlib.fake.ptq.re_estimate import re_estimate_batch_norms
 from qatlib.fake.ptq.rounding import adaround
+from qatlib.pipeline.checkpoint import read_metadata
 from qatlib.pipeline.project import Project
 
 
 @dataclass(frozen=True)
-class Calibrated:
-    """A calibrated model, the number of samples it was calibrated on, and what was done after training.
+class Helped:
+    """What was done: keys of section ``calibrate``, and what they have to tell."""
 
-    ``done`` are keys of section ``calibrate``, ``metrics`` what they have to tell.
-    """
-
-    model: FakeQuantModel
-    samples: int
     done: tuple[str, ...]
     metrics: dict[str, float | int]
 
 
-def calibrated_model(project: Project) -> Calibrated:
-    """Equalize, calibrate, then learn the rounding, re-estimate batch norms, correct biases, as far as switched on.
+def help_after_training(project: Project, model: FakeQuantModel) -> Helped:
+    """Learn the rounding, re-estimate batch norms and correct biases of a calibrated model, as far as switched on.
 
-    Scales come before the rounding that needs them; means come last, as everything before moves them. Of several
-    processes only the first does what comes after calibration.
+    Scales come before the rounding that needs them; means come last, as everything before moves them. ``model`` is
+    :meth:`Project.fake_quant_model`, equalized if ``calibrate.equalize`` says so.
     """
     section = project.config.calibrate
     items = section.batches * section.batch_size
     batches = project.batches("calib", items, section.batch_size)
-    model = project.fake_quant_model(equalized=section.equalize)
-    samples = calibrate(model, project.calibration_batches(), project.device, histograms=bool(section.compare))
-    if rank() > 0:
-        return Calibrated(model, samples, (), {})
-    done, metrics = [], dict[str, float | int]()
+    done, metrics = list[str](), dict[str, float | int]()
     if section.equalize:
-        done, pairs = ["equalize"], project.equalized[1]
+        done.append("equalize")
+        pairs = project.equalized[1]
         metrics["equalized_pairs"] = len(pairs)
         metrics["widest_channels_before"] = max((pair.before for pair in pairs), default=1.0)
         metrics["widest_channels_after"] = max((pair.after for pair in pairs), default=1.0)
@@ -63,4 +58,16 @@ def calibrated_model(project: Project) -> Calibrated:
         shifts = [one.shift for one in correct_biases(model, reference, batches)]
         metrics["corrected_biases"] = len(shifts)
         metrics["largest_bias_shift"] = max(shifts, default=0.0)
-    return Calibrated(model, samples, tuple(done), metrics)
+    return Helped(tuple(done), metrics)
+
+
+def float_side(project: Project, path: str | Path) -> nn.Module:
+    """What to compare the calibrated model of a checkpoint with: the float model.
+
+    Where its weights were rounded or corrected after training, that is the float model op by op, in the units of the
+    equalized one if the checkpoint has those.
+    """
+    done = json.loads(read_metadata(path).get("after_training", "[]"))
+    if set(done) <= {"equalize"}:
+        return project.float_model
+    return project.fake_quant_model(equalized="equalize" in done).eval()

@@ -116,9 +116,9 @@ class Project:
     @cached_property
     def equalized(self) -> tuple[Graph, tuple[Pair, ...]]:
         """:attr:`graph` with its channels equalized, and the pairs; values of a fixed scale stay in their unit."""
-        owners = _owners(self.graph)
-        matched = first_match(self.config.qconfig.overrides, owners, "qconfig.overrides")
-        fixed = {operator for name, record in matched.items() if record.scale for operator in owners[name]}
+        chosen = _Formats(self.config, self.graph, attributes_of(self.float_model))
+        qconfigs = {node.name: chosen(node) for node in self.graph.nodes if node.op != INPUT}
+        fixed = {name for name, qconfig in qconfigs.items() if qconfig.activation and qconfig.activation.scale}
         return equalize(self.graph, fixed)
 
     # -- fake-quant model ----------------------------------------------------------------------------------------
@@ -200,17 +200,6 @@ class Project:
         for name in relu6:
             _limit(model.op(name).activation_post_process, BOUND)
         return model.eval()
-
-    def float_side(self, path: str | Path) -> nn.Module:
-        """What to compare the calibrated model of a checkpoint with: the float model.
-
-        Where the weights were rounded or corrected after training, that is the float model op by op in the units of the
-        equalized one, whose tensors are those of the checkpoint.
-        """
-        done = json.loads(read_metadata(path).get("after_training", "[]"))
-        if set(done) <= {"equalize"}:
-            return self.float_model
-        return self.fake_quant_model(equalized="equalize" in done).eval()
 
 
 def _expect_fixed_scales(model: FakeQuantModel, weights: Mapping[str, Tensor]) -> None:

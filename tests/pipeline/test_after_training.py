@@ -13,8 +13,10 @@ from torch import Tensor
 from qatlib.analysis.profiler import capture_pair
 from qatlib.conversion import convert_fx
 from qatlib.errors import StateError
+from qatlib.fake.calibrate import calibrate
 from qatlib.fake.float_form import float_form
-from qatlib.pipeline.after_training import Calibrated, calibrated_model
+from qatlib.fake.model import FakeQuantModel
+from qatlib.pipeline.after_training import Helped, float_side, help_after_training
 from qatlib.pipeline.checkpoint import save_tensors
 from qatlib.pipeline.project import Project
 from tests.models import images
@@ -28,6 +30,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "bias_correction": {"bias_correction": True},
     "all": {"equalize": True, "adaround": QUICK, "bn_re_estimation": True, "bias_correction": True},
 }
+Made = tuple[Project, FakeQuantModel, Helped]
 OPEN = {"model": {"factory": "their:open_net", "checkpoint": "open.safetensors"}}
 """A net with a pair to equalize."""
 NET = """
@@ -58,13 +61,15 @@ def write_net(folder: Path) -> None:  # noqa: F811
 
 
 @pytest.fixture
-def made(folder: Path, request: pytest.FixtureRequest) -> tuple[Project, Calibrated]:  # noqa: F811
+def made(folder: Path, request: pytest.FixtureRequest) -> Made:  # noqa: F811
     """A project with the switches of the parameter, and its calibrated model, saved."""
     write_net(folder)
     project = Project(config(calibrate={"batches": 2, "batch_size": 16, **request.param}, **OPEN))
-    calibrated = calibrated_model(project)
-    project.save_fake_quant(calibrated.model, "calibrated.safetensors", calibrated.done)
-    return project, calibrated
+    model = project.fake_quant_model(equalized=project.config.calibrate.equalize)
+    calibrate(model, project.calibration_batches())
+    helped = help_after_training(project, model)
+    project.save_fake_quant(model, "calibrated.safetensors", helped.done)
+    return project, model, helped
 
 
 def same(one: Tensor, other: Tensor) -> bool:
@@ -72,56 +77,55 @@ def same(one: Tensor, other: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("made", SWITCHES.values(), ids=SWITCHES.keys(), indirect=True)
-def test_what_was_done_survives_a_checkpoint_and_a_conversion(made: tuple[Project, Calibrated]) -> None:
-    project, calibrated = made
+def test_what_was_done_survives_a_checkpoint_and_a_conversion(made: Made) -> None:
+    project, model, helped = made
     section = project.config.calibrate
-    assert list(calibrated.done) == [
+    assert list(helped.done) == [
         key for key in ("equalize", "adaround", "bn_re_estimation", "bias_correction") if getattr(section, key)
     ]
-    assert calibrated.samples == 32
     loaded = Project(config(**OPEN)).load_fake_quant("calibrated.safetensors")
     x = images(8)
     with torch.no_grad():
-        assert torch.equal(loaded(x), calibrated.model(x))
-        assert torch.equal(convert_fx(loaded)(x), convert_fx(calibrated.model)(x))
+        assert torch.equal(loaded(x), model(x))
+        assert torch.equal(convert_fx(loaded)(x), convert_fx(model)(x))
     assert not loaded.trained
 
 
 @pytest.mark.parametrize("made", SWITCHES.values(), ids=SWITCHES.keys(), indirect=True)
 def test_analysis_compares_with_the_float_function_in_the_units_of_the_checkpoint(
-    made: tuple[Project, Calibrated],
+    made: Made,
 ) -> None:
-    project, calibrated = made
+    project, _, helped = made
     fresh = Project(config(**OPEN))  # analyze does not read section calibrate
     loaded = fresh.load_fake_quant("calibrated.safetensors")
-    side, x = fresh.float_side("calibrated.safetensors"), images(8)
+    side, x = float_side(fresh, "calibrated.safetensors"), images(8)
     with torch.no_grad():
         assert same(side(x), project.float_model(x))
     seen = capture_pair(side, loaded, x, "FvsQ")
     worst = {record.name: record.accumulated.sqnr_db for record in seen.records if record.accumulated}
     assert set(worst) == {name for name, _ in loaded.ops()}
     assert min(worst.values()) > 15, worst
-    if len(calibrated.done) > 1:
+    if len(helped.done) > 1:
         with pytest.raises(StateError, match="QAT158"):
             capture_pair(fresh.float_model, loaded, x, "FvsQ")
 
 
 @pytest.mark.parametrize("made", [SWITCHES["equalize"]], indirect=True)
-def test_equalizing_leaves_the_float_function_and_says_what_it_did(made: tuple[Project, Calibrated]) -> None:
-    project, calibrated = made
+def test_equalizing_leaves_the_float_function_and_says_what_it_did(made: Made) -> None:
+    project, model, helped = made
     with torch.no_grad():
         x = images(4)
-        assert same(float_form(calibrated.model, x), project.float_model(x))
-        assert not same(calibrated.model.op("each").weight, project.float_model.get_parameter("each.weight"))
-    assert calibrated.metrics["equalized_pairs"] == 2
-    assert calibrated.metrics["widest_channels_after"] < calibrated.metrics["widest_channels_before"]
+        assert same(float_form(model, x), project.float_model(x))
+        assert not same(model.op("each").weight, project.float_model.get_parameter("each.weight"))
+    assert helped.metrics["equalized_pairs"] == 2
+    assert helped.metrics["widest_channels_after"] < helped.metrics["widest_channels_before"]
 
 
 @pytest.mark.parametrize("made", [{"equalize": False}], ids=["none"], indirect=True)
-def test_without_a_switch_nothing_is_done(made: tuple[Project, Calibrated]) -> None:
-    project, calibrated = made
-    assert (calibrated.done, calibrated.metrics) == ((), {})
-    assert project.float_side("calibrated.safetensors") is project.float_model
+def test_without_a_switch_nothing_is_done(made: Made) -> None:
+    project, _, helped = made
+    assert (helped.done, helped.metrics) == ((), {})
+    assert float_side(project, "calibrated.safetensors") is project.float_model
 
 
 def test_a_scale_of_the_user_keeps_its_unit(folder: Path) -> None:  # noqa: F811

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import torch
 
-from qatlib.fake.model import FakeQuantModel
+from qatlib.fake.model import FakeOp, FakeQuantModel
 from qatlib.fake.ptq.layers import Batches, changing, float_moments, layers, quantized_moments
 
 LARGEST = 2.0
@@ -29,7 +29,7 @@ def re_estimate_batch_norms(model: FakeQuantModel, reference: FakeQuantModel, ba
     another call are left alone. Raises DataError QAT110 for no batch.
     """
     with changing(model):
-        names = [name for name in layers(model, "weight", "bias") if model.op(name).node.attrs.get("batch_norm")]
+        names = [name for name in layers(model, "weight", "bias") if _has_batch_norm(model.op(name))]
         wanted = float_moments(reference, names, batches, addend=False)
         for name in names:
             op, goal = model.op(name), wanted[name]
@@ -43,3 +43,7 @@ def re_estimate_batch_norms(model: FakeQuantModel, reference: FakeQuantModel, ba
             if fake is not None and fake.fixed is not None:
                 fake.fixed.mul_(factor.to(fake.fixed))
     return tuple(names)
+
+
+def _has_batch_norm(op: FakeOp) -> bool:
+    return any(node.op == "batch_norm" for node in op.node.fused)

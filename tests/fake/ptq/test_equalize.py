@@ -12,10 +12,11 @@ from torch.nn import functional as F
 from qatlib.conversion import convert_fx
 from qatlib.fake.calibrate import calibrate
 from qatlib.fake.model import FakeQuantModel
-from qatlib.fake.prepare import evaluate_graph, fuse_fx, prepare_graph
+from qatlib.fake.prepare import fuse_fx, prepare_graph
 from qatlib.fake.ptq.equalize import Pair, equalize
 from qatlib.fake.qconfig import QConfig
 from qatlib.graph.ir import Graph
+from qatlib.graph.same import evaluate_graph
 from tests.models import images, model
 
 

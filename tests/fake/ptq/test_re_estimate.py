@@ -77,8 +77,10 @@ def test_a_dead_channel_stays_and_kept_scales_move_with_their_weights() -> None:
             side.op("stem").weight[2] = 0.0
     op = fake.op("second")
     assert op.weight_fake_quant is not None
-    op.weight_fake_quant.fixed = op.weight_scales().clone()
-    before = codes(fake, "second")
+    scales, before = op.weight_scales().clone(), codes(fake, "second")
+    with torch.no_grad():
+        op.weight.copy_(before * scales.view(-1, 1, 1, 1))
+    op.weight_fake_quant.fixed = scales
     re_estimate_batch_norms(fake, reference, SEEN)
     assert torch.equal(codes(fake, "second"), before)
     assert not fake.op("stem").weight[2].any()
