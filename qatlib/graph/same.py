@@ -143,7 +143,8 @@ def _wrong(a: Tensor, b: Tensor, a64: Tensor, b64: Tensor) -> Tensor:
     rounding, apart = _gap(a64, a) + _gap(b64, b), torch.minimum(_gap(a, b), _gap(a64, b64))
     if not a.is_floating_point():
         return (apart > 0) & (rounding == 0)
-    return apart > NOISE * (rounding + rounding.median()) + AGREES
+    typical = rounding.median() if rounding.numel() else 0.0
+    return apart > NOISE * (rounding + typical) + AGREES
 
 
 def _ties(graph: Graph, name: str) -> float:
