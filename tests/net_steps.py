@@ -6,6 +6,7 @@ takes the net first, which holds the modules and parameters under the names that
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -423,13 +424,25 @@ def reshaped(p: Picked) -> Made | None:
     return Made((i,), lambda net, x: function(x), view=True)
 
 
+def told_apart(x: Tensor) -> Tensor:
+    """``x`` without equal numbers, whose order torch does not define."""
+    sizes = x.shape[1:]
+    return x + torch.linspace(0, 0.37, math.prod(sizes)).view(1, *sizes)
+
+
 @step()
 def integers(p: Picked) -> Made | None:
     """Positions and truth values, which may be outputs, or come back as numbers."""
     functions = (
-        *(lambda x: x.argmax(-1), lambda x: x.argmin(1, keepdim=True), lambda x: x.topk(2, 1)[1], lambda x: x > 0.25),
+        *(
+            lambda x: x.argmax(-1),
+            lambda x: x.argmin(1, keepdim=True),
+            lambda x: told_apart(x).topk(2, 1)[1],
+            lambda x: x > 0.25,
+        ),
         *(lambda x: (x > 0).sum(-1), lambda x: x.argmax(1) + 1, lambda x: x.argmax(-1).float() * 0.1),
-        *(lambda x: x.gather(1, x.argmax(1, keepdim=True)), lambda x: (x > 0).float(), lambda x: x.argsort(-1)),
+        *(lambda x: x.gather(1, x.argmax(1, keepdim=True)), lambda x: (x > 0).float()),
+        lambda x: told_apart(x).argsort(-1),
     )
     i = p.value(None, lambda x: x.shape[1] > 1)
     function = p.draw.pick(*functions)

@@ -132,7 +132,7 @@ def _factor(nodes: Nodes, node: Node) -> float | None:
     """The constant number that a ``mul`` multiplies by."""
     for name in node.inputs:
         if nodes[name].op == CONSTANT and nodes[name].params["value"].numel() == 1:
-            return float(nodes[name].params["value"])
+            return float(nodes[name].params["value"].detach())
     return None
 
 
