@@ -30,7 +30,7 @@ lint: $(VENV)/.dev
 check: $(VENV)/.dev
 	@.ci/locks
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.bench
 	python -m bench.emulator
 
 examples: $(VENV)/.dev
@@ -42,6 +42,10 @@ clean:
 $(VENV)/.base: constraints.txt pyproject.toml
 	python3 -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[bench]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base

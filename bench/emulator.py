@@ -6,6 +6,7 @@ prints the tables of ``bench/README.md``. Runs are interleaved, medians are comp
 
 from __future__ import annotations
 
+import os
 import resource
 import statistics
 import subprocess
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from bench.litert import litert
 from bench.rivals import Int64Emulator, fbgemm, onnx_runtime
 from qatlib.conversion import to_program
 from qatlib.emulator import Emulator
@@ -101,8 +103,8 @@ def timed(case: Case, threads: int, rounds: int) -> dict[str, float]:
         last = channels_last(folded(made.model))
         sides["float, channels last"] = torch.inference_mode()(lambda: last(x))
     sides["ONNX Runtime, int8"] = onnx_runtime(made.model, x, threads)
-    if (converted := fbgemm(made.model, x)) is not None:
-        sides["torch fbgemm, int8"] = converted
+    optional = {"torch fbgemm, int8": fbgemm(made.model, x), "LiteRT, int8": litert(made.program, x, threads)}
+    sides |= {name: run for name, run in optional.items() if run is not None}
     times = interleaved(sides, rounds)
     pairs = sorted(i / f for i, f in zip(times[OURS], times[FLOAT], strict=True))
     found = {name: statistics.median(t) / statistics.median(times[FLOAT]) for name, t in times.items()}
@@ -118,10 +120,10 @@ def timed(case: Case, threads: int, rounds: int) -> dict[str, float]:
 
 
 def peak(name: str, side: str) -> float:
-    """MiB that one forward adds to the peak of a fresh process."""
+    """MiB that one forward adds to the peak of a fresh process, in which freed tensors go back to the system."""
     done = subprocess.run(
         [sys.executable, "-m", "bench.emulator", "--memory", name, "--side", side], capture_output=True, text=True,
-        check=True,
+        check=True, env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"},
     )  # fmt: skip
     return float(done.stdout)
 

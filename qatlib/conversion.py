@@ -59,7 +59,7 @@ def to_program(
     for node in graph.nodes:
         if node.op == INPUT:
             qtype = model.qtype(node.name) if node.content != "float" else FLOAT
-            emitter.add_value(Value(node.name, node.shape, qtype), (0, 0) if qtype.is_float else qtype.limits)
+            emitter.add_value(Value(node.name, node.shape, qtype), (0, 0) if qtype.is_float else qtype.codes)
     for name, fake in model.ops():
         if name in kept or fake.preserve_qat_mode:
             _preserve(emitter, model, name, fake)

@@ -18,7 +18,6 @@ from qatlib.integer import exact_kernels
 from qatlib.ops.base import BY_KIND, Kernel, Range
 from qatlib.ops.boundary import quantize
 from qatlib.program import Op, Program
-from qatlib.qtype import BOOL
 
 Visit = Callable[[Op, tuple[Tensor, ...], Tensor], None]
 _INTEGER = {"int8": torch.int8, "int16": torch.int16, "int32": torch.int32, "float32": torch.float32}
@@ -68,7 +67,7 @@ class Emulator:
 
     def _full_range(self, name: str) -> Range:
         qtype = self.program.values[name].qtype
-        return (0, 0) if qtype.is_float else qtype.limits
+        return (0, 0) if qtype.is_float else qtype.codes
 
     @property
     def routes(self) -> dict[str, str]:
@@ -136,10 +135,12 @@ class Emulator:
                 "QAT180", name, f"has shape {list(x.shape)}, expected {list(value.shape)}", "-1 stands for the batch"
             )
         if x.is_complex() or x.is_floating_point() != value.qtype.is_float:
-            raise ProgramError("QAT180", name, f"has dtype {x.dtype}, expected {value.qtype.dtype}", "Convert it first")
+            raise ProgramError(
+                "QAT180", name, f"has dtype {x.dtype}, expected {value.qtype.format}", "Convert it first"
+            )
         carrier = self.widen(name, x.detach().to(self.device))
         if not value.qtype.is_float:
-            lo, hi = (0, 1) if value.qtype == BOOL else value.qtype.limits
+            lo, hi = value.qtype.codes
             outside = (carrier < lo) | (carrier > hi)
             if bool(outside.any()):
                 at, count = outside.nonzero()[0].tolist(), int(outside.sum())

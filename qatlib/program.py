@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -26,7 +26,7 @@ from qatlib.atomic import Contents, atomic_folder
 from qatlib.errors import ProgramError
 from qatlib.qtype import DType, QType
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the file format; a Program of another version is refused."""
 _CONTENTS = Contents(("program.json",), ("constants.safetensors", "golden"))
 
@@ -143,7 +143,7 @@ class Program:
             "inputs": self.inputs,
             "outputs": self.outputs,
             "values": [
-                {"name": v.name, "shape": v.shape, "dtype": v.qtype.dtype, "scale": v.qtype.scale}
+                {"name": v.name, "shape": v.shape, "dtype": v.qtype.format, "scale": v.qtype.scale}
                 for v in self.values.values()
             ],
             "ops": [vars(op) | {"attrs": dict(op.attrs), "consts": dict(op.consts)} for op in self.ops],
@@ -194,11 +194,12 @@ class _Strict(BaseModel):
 class _ValueRecord(_Strict):
     name: str
     shape: list[int]
-    dtype: DType
+    dtype: DType | Literal["bool"]
     scale: float | None
 
     def value(self) -> Value:
-        return Value(self.name, tuple(self.shape), QType(self.dtype, self.scale))
+        qtype = QType("int8", self.scale, truth=True) if self.dtype == "bool" else QType(self.dtype, self.scale)
+        return Value(self.name, tuple(self.shape), qtype)
 
 
 class _OpRecord(_Strict):

@@ -58,11 +58,12 @@ class QType:
     """Format of one tensor: ``real = code * scale``, zero point 0.
 
     ``scale`` is None for ``float32``, and for ``int32`` accumulators, whose per-channel scale is a constant of the
-    operator that reads them.
+    operator that reads them. ``truth`` marks truth values, stored as int8 0 and 1 with scale 1: the format "bool".
     """
 
     dtype: DType
     scale: float | None = None
+    truth: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in BYTES:
@@ -73,6 +74,18 @@ class QType:
             object.__setattr__(self, "scale", check_scale(self.scale, self.dtype))
         elif self.scale is not None:
             raise QConfigError("QAT140", self.dtype, "takes no per-tensor scale", "Leave the scale out")
+        if self.truth and (self.dtype, self.scale) != ("int8", 1.0):
+            raise QConfigError("QAT141", "truth", f"is set for {self.dtype}", "Truth values are int8 with scale 1")
+
+    @property
+    def format(self) -> str:
+        """Name of the format: the dtype, or bool."""
+        return "bool" if self.truth else self.dtype
+
+    @property
+    def codes(self) -> tuple[int, int]:
+        """Smallest and largest code that a value of this format can have."""
+        return (0, 1) if self.truth else self.limits
 
     @property
     def is_float(self) -> bool:
@@ -80,6 +93,7 @@ class QType:
 
     @property
     def limits(self) -> tuple[int, int]:
+        """Smallest and largest code of the dtype."""
         return limits(self.dtype)
 
     @property
@@ -90,5 +104,5 @@ class QType:
 
 FLOAT = QType("float32")
 INT32 = QType("int32")
-BOOL = QType("int8", 1.0)
+BOOL = QType("int8", 1.0, truth=True)
 """Truth values: code 0 or 1."""

@@ -8,13 +8,14 @@ from qatlib.pipeline.config import Config
 from qatlib.pipeline.stage import stage
 
 
-@stage("calibrate")
+@stage("calibrate", parallel=True)
 def main(config: Config) -> None:
     """Calibrate, and score the fake-quant model in VALIDATION state."""
     from rich.console import Console
 
     from qatlib.fake.calibrate import calibrate
     from qatlib.fake.coverage import mac_coverage
+    from qatlib.fake.distributed import rank
     from qatlib.fake.ranges import write_ranges
     from qatlib.pipeline import calibration
     from qatlib.pipeline.metrics import write_metrics
@@ -24,9 +25,10 @@ def main(config: Config) -> None:
     model = project.fake_quant_model()
     coverage = mac_coverage(model)
     click.echo(str(coverage))
-    items = section.batches * section.batch_size
-    data = project.batches("calib", items, section.batch_size)
+    data = project.calibration_batches()
     samples = calibrate(model, data, project.device, histograms=bool(section.compare))
+    if rank() > 0:
+        return
     ranges, held_out = calibration.measured_ranges(project, model)
     for note in calibration.range_notes(ranges, section.method):
         click.echo(note)

@@ -11,9 +11,10 @@ from qatlib.pipeline.stage import discard_scratch, fingerprint, scratch_dir, sta
 CALIBRATED = "artifacts/calibrated.safetensors"
 
 
-@stage("qat")
+@stage("qat", parallel=True)
 def main(config: Config) -> None:
     """Train; a run that was cut off goes on where it stopped."""
+    from qatlib.fake.distributed import rank
     from qatlib.pipeline.metrics import write_metrics
     from qatlib.pipeline.project import Project
     from qatlib.pipeline.reporting import step_bar, write_history
@@ -26,8 +27,10 @@ def main(config: Config) -> None:
         code=[Path(config.model.code), Path(config.data.code), Path(qatlib.__file__).parent],
     )
     with step_bar("qat") as shown:
-        trainer = trainer_of(project, CALIBRATED, scratch_dir(key), shown)
+        trainer = trainer_of(project, CALIBRATED, scratch_dir(key) if rank() == 0 else None, shown)
         trained = trainer.run()
+    if rank() > 0:
+        return
     scored = project.evaluate(trainer.model, "test")
     project.save_fake_quant(trainer.model, "artifacts/qat.safetensors")
     write_history("reports/qat/history.csv", trained.history)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from qatlib.qtype import BOOL
 from qatlib.qtype import INT32 as COUNTS
 from tests.case_builder import Builder, Shape
 from tests.case_ops import image
@@ -105,7 +104,7 @@ def pad(b: Builder, x: str) -> str:
         after = b.between(-(size - 1 + min(before, 0)), min(3, most))
         padding.append([before, after])
         shape = resized(shape, axis, size + before + after)
-    low, high = (0, 1) if value.qtype == BOOL else value.qtype.limits
+    low, high = value.qtype.codes
     fill = b.pick(0, low, high, b.between(low, high)) if mode == "constant" else 0
     return b.emit("pad", [x], shape, value.qtype, {"padding": padding, "mode": mode, "value": fill})
 

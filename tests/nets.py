@@ -1,14 +1,15 @@
 """Random small networks: seeded, deterministic, made of what the operators of ``qatlib`` take.
 
 A net grows step by step. A step picks values that exist, computes a new one with a module or function, and stays if the
-result is finite and of moderate size. Values of a batch are images ``[N, C, H, W]``, sequences ``[N, L, D]``, vectors
-``[N, D]``.
+result is finite, of moderate size, and not made of the last bits of its inputs. Values of a batch are images
+``[N, C, H, W]``, sequences ``[N, L, D]``, vectors ``[N, D]``.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,29 @@ class RandomNet:
     qconfigs: Mapping[str, Any]
     multiplier_bits: int
 
+    @property
+    def ops(self) -> int:
+        """Number of steps that the outputs depend on, each a call or more of the model's source."""
+        return len(_read(self.model.steps, self.model.outputs, len(self.shapes) + bool(self.vocabulary)))
+
+    @property
+    def branches(self) -> int:
+        """Number of values that several steps read."""
+        readers = Counter(i for step in self.model.steps for i in set(step.inputs))
+        return sum(count > 1 for count in readers.values())
+
+    def shared(self) -> int:
+        """Number of modules that are called more than once."""
+        calls: Counter[str] = Counter()
+        hooks = [
+            part.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))  # type: ignore[misc]
+            for name, part in self.model.named_children()
+        ]
+        self.model(*self.batch(2, 0))
+        for hook in hooks:
+            hook.remove()
+        return sum(count > 1 for count in calls.values())
+
     def batch(self, size: int, seed: int, reach: float = 1.0) -> tuple[Tensor, ...]:
         """Random inputs: reals of standard deviation ``reach``, ids."""
         return random_inputs(self.shapes, self.vocabulary, size, seed, reach)
@@ -83,7 +107,7 @@ def random_inputs(
 
 
 def random_net(seed: int, least: int = 10, most: int = 40) -> RandomNet:
-    """The net of ``seed``, of ``least`` to ``most`` steps, each of which may be several ops."""
+    """The net of ``seed``, of ``least`` to ``most`` steps that its outputs depend on; a step may be several ops."""
     draw = Draw(random.Random(seed))
     torch.manual_seed(seed)
     shapes, vocabulary = _input_shapes(draw)
@@ -93,13 +117,11 @@ def random_net(seed: int, least: int = 10, most: int = 40) -> RandomNet:
     steps: list[Step] = []
     viewed: set[int] = set(range(len(values)))
     goal = draw.between(least, most)
-    for _ in range(4 * goal):
-        if len(steps) == goal:
-            break
+    while len(steps) < goal:
         grown = _grow(draw, values, parts, viewed)
         if grown is not None:
             steps.append(grown)
-    outputs = _outputs(draw, values, steps, len(examples))
+    outputs = _outputs(draw, values, steps, len(examples), least)
     model = Net(parts, steps, outputs).eval()
     bits = draw.pick(20, 20, draw.between(8, 21))
     return RandomNet(seed, model, shapes, vocabulary, _qconfigs(draw, model, examples), bits)
@@ -130,8 +152,10 @@ def _grow(
     with torch.no_grad():
         arguments = [values[i].clone() for i in made.inputs]
         result = made.apply(stand_in, *arguments)
-    if not isinstance(result, Tensor) or not _moderate(result):
-        return None
+        if not isinstance(result, Tensor) or not _moderate(result):
+            return None
+        if not _same(result, made.apply(stand_in, *(_shaken(values[i]) for i in made.inputs))):
+            return None
     parts.update(picked.parts)
     if made.in_place:
         values[made.inputs[0]] = result
@@ -143,16 +167,49 @@ def _grow(
     return Step(made.inputs, made.apply, made.in_place)
 
 
+def _shaken(x: Tensor) -> Tensor:
+    """``x`` with other last bits."""
+    if not x.is_floating_point():
+        return x.clone()
+    return x + x.abs().amax() * 1e-6 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
+
+
+def _same(x: Tensor, other: Tensor) -> bool:
+    """Whether the last bits of its inputs do not decide a result, as they do order equal numbers, or scale up a row of
+    them to variance 1.
+    """
+    if not x.is_floating_point():
+        return float((x != other).float().mean()) < 0.02
+    return float((x - other).abs().max()) <= 1e-4 * float(x.abs().max())
+
+
 def _moderate(x: Tensor) -> bool:
     real = x.float()
     return x.numel() <= 2 * 4096 and bool(torch.isfinite(real).all()) and float(real.abs().max()) <= LARGEST
 
 
-def _outputs(draw: Draw, values: Sequence[Tensor], steps: Sequence[Step], inputs: int) -> list[int]:
-    """The last value and some that no step reads; integers and truth values among them."""
+def _outputs(draw: Draw, values: Sequence[Tensor], steps: Sequence[Step], inputs: int, least: int) -> list[int]:
+    """The last value and some that no step reads, so many that ``least`` steps count; integers and truth values too."""
     read = {i for step in steps for i in step.inputs}
     unread = [i for i in range(inputs, len(values)) if i not in read]
-    return sorted({len(values) - 1, *draw.some(unread, 4)})
+    outputs = {len(values) - 1, *draw.some(unread, 4)}
+    for i in reversed(unread):
+        if len(_read(steps, outputs, inputs)) >= least:
+            break
+        outputs.add(i)
+    return sorted(outputs)
+
+
+def _read(steps: Sequence[Step], outputs: Iterable[int], inputs: int) -> list[Step]:
+    """The steps that the values at ``outputs`` depend on, the last first."""
+    made = inputs + sum(not step.in_place for step in steps)
+    needed, found = set(outputs), []
+    for step in reversed(steps):
+        made -= not step.in_place
+        if (step.inputs[0] if step.in_place else made) in needed:
+            needed.update(step.inputs)
+            found.append(step)
+    return found
 
 
 def _qconfigs(draw: Draw, model: Net, examples: tuple[Tensor, ...]) -> dict[str, Any]:

@@ -30,9 +30,9 @@ def conv() -> Program:
     return to_program(calibrated(model(lambda s, x: s.conv(x).relu(), conv=nn.Conv2d(3, 4, 3)), images(4)))
 
 
-def codes_of(dtype: Any) -> Program:
+def codes_of(dtype: Any, scale: float = 0.5) -> Program:
     """One reshape of integer codes."""
-    qtype = QType(dtype, 0.5)
+    qtype = QType(dtype, scale)
     values = {"x": Value("x", (-1, 4), qtype), "y": Value("y", (-1, 2, 2), qtype)}
     return Program(("x",), ("y",), (Op("reshape", "y", ("x",), {"shape": [-1, 2, 2]}),), values, {})
 
@@ -49,7 +49,7 @@ def codes_of(dtype: Any) -> Program:
         (ROWS.numpy(), "inputs: got 1 tensors for 2"),
         ((ROWS[:, :5], MASK), r"x: has shape \[3, 5, 8\], expected \[-1, 6, 8\]"),
         ((ROWS.long(), MASK), "x: has dtype torch.int64, expected float32"),
-        ((ROWS, ROWS), "y: has dtype torch.float32, expected int8"),
+        ((ROWS, ROWS), "y: has dtype torch.float32, expected bool"),
         ((ROWS, MASK.to(torch.complex64)), "y: has dtype torch.complex64"),
         ((ROWS, MASK.long() * 256), rf"y: holds 256 at .*, and {int(MASK.sum())} of 144 elements lie outside \[0, 1\]"),
         ((ROWS, -MASK.long()), r"y: holds -1 at .* lie outside \[0, 1\]. Give integers from 0 to 1"),
@@ -78,9 +78,14 @@ def test_ids_beyond_int32(beyond: int) -> None:
         emulate(program, ids)
 
 
+@pytest.mark.parametrize("scale", [0.5, 1.0])
 @pytest.mark.parametrize(("dtype", "least", "most"), [("int8", -128, 127), ("int16", -32768, 32767)])
-def test_codes_reach_to_the_ends_of_their_format_and_no_further(dtype: str, least: int, most: int) -> None:
-    program = codes_of(dtype)
+def test_codes_reach_to_the_ends_of_their_format_and_no_further(
+    dtype: str, least: int, most: int, scale: float, tmp_path: Path
+) -> None:
+    """Also int8 codes of scale 1, which are no truth values; a Program says in its file which it has."""
+    codes_of(dtype, scale).save(tmp_path / "program")
+    program = Program.load(tmp_path / "program")
     x = torch.tensor([[least, most, 0, 1]])
     assert torch.equal(emulate(program, x)[0].flatten(), x.flatten())
     for beyond in (least - 1, most + 1):

@@ -1,4 +1,4 @@
-"""Models as people write them (:mod:`tests.found_nets`), from their source to every runtime."""
+"""Models as people write them (:mod:`tests.found`), from their source to every runtime."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qatlib.fake.prepare import prepare_qat_fx
 from qatlib.fake.qconfig import FakeQuantSpec, QConfig, get_default_qconfig
 from qatlib.graph.trace import trace
 from qatlib.program import Program
-from tests.found_nets import NETS, Found
+from tests.found import NETS, Found
 from tests.models import model
 from tests.onnx_runtime import assert_same_in_onnx
 

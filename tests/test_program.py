@@ -16,7 +16,8 @@ from torch import nn
 from qatlib.conversion import IntegerModel, convert_fx, to_program
 from qatlib.errors import OutputError, ProgramError
 from qatlib.fake.model import FakeQuantModel
-from qatlib.program import Program, verify
+from qatlib.program import Op, Program, Value, verify
+from qatlib.qtype import BOOL, QType
 from tests.models import calibrated, everything, images, model
 
 
@@ -124,7 +125,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "constants cut": (_cut("constants.safetensors"), "QAT172 .*checksum"),
     "one bit": (_flip, "QAT172 .*checksum"),
     "junk with its checksum": (_junk, "QAT172 .*is not a safetensors file"),
-    "other schema": (_with(["schema"], 2), "QAT173 .*has schema 2; this version reads 3"),
+    "other schema": (_with(["schema"], 2), "QAT173 .*has schema 2; this version reads 4"),
     "no schema": (_text(b"[]"), "QAT173"),
     "no checksum": (lambda folder: edit(folder, ["sha256"], ..., seal=False), "QAT172 .*program.json: .*checksum"),
     "unknown key": (_with(["extra"], 1), "QAT172 .*extra"),
@@ -173,6 +174,21 @@ def test_another_layout_of_the_same_document_is_read(small: Program, tmp_path: P
     path = tmp_path / "program" / "program.json"
     path.write_text(json.dumps(json.loads(path.read_text()), indent=4, sort_keys=True))
     assert Program.load(tmp_path / "program").ops == small.ops
+
+
+def test_truth_values_and_codes_of_scale_1_are_told_apart(tmp_path: Path) -> None:
+    values = {name: Value(name, (-1, 4), qtype) for name, qtype in (("x", BOOL), ("y", QType("int8", 1.0)))}
+    reshape = {name: Op("reshape", f"{name}2", (name,), {"shape": [-1, 2, 2]}) for name in values}
+    values |= {f"{name}2": Value(f"{name}2", (-1, 2, 2), value.qtype) for name, value in values.items()}
+    program = Program(("x", "y"), ("x2", "y2"), tuple(reshape.values()), values, {})
+    program.save(tmp_path / "program")
+    written = json.loads((tmp_path / "program" / "program.json").read_text())["values"]
+    assert [value["dtype"] for value in written] == ["bool", "int8", "bool", "int8"]
+    loaded = Program.load(tmp_path / "program")
+    assert loaded == program
+    assert loaded.values["x"].qtype != loaded.values["y"].qtype
+    with pytest.raises(ValueError, match="QAT141"):
+        QType("int8", 0.5, truth=True)
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, 1e-45, None, "wide"])

@@ -5,7 +5,9 @@ The default run takes a few nets; ``-m slow`` takes more than 200.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +68,9 @@ def numpy(values: dict[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
     return {name: x.numpy() for name, x in values.items()}
 
 
-def is_exact_everywhere(seed: int, folder: Path) -> Program:
-    """Emulator, Executable, ONNX Runtime and the files agree with the oracle on the net of ``seed``."""
+def is_exact_everywhere(net: RandomNet, folder: Path) -> Program:
+    """Emulator, Executable, ONNX Runtime (optimizations off and on) and the files agree with the oracle on ``net``."""
     folder.mkdir(exist_ok=True)
-    net = random_net(seed)
     program = converted(net)
     inputs = net.batch(BATCH, 4, reach=1.5)
     expected = run(program, *(x.numpy() for x in inputs))
@@ -105,25 +106,62 @@ def wrong_factors(program: Program) -> dict[str, str]:
     return faults
 
 
-@pytest.mark.parametrize("seed", FAST_SEEDS)
-def test_a_random_net_is_exact_everywhere(seed: int, tmp_path: Path) -> None:
-    is_exact_everywhere(seed, tmp_path)
+def faults_of(seeds: Sequence[int], folder: Path) -> tuple[dict[int, str], Census]:
+    """What is wrong with the nets of ``seeds``, by seed, and what they hold."""
+    faults, census = {}, Census()
+    for seed in seeds:
+        net = random_net(seed)
+        try:
+            census.add(net, is_exact_everywhere(net, folder / str(seed)))
+        except (QatError, AssertionError) as error:
+            faults[seed] = str(error)
+    return faults, census
+
+
+@dataclass
+class Census:
+    """What nets hold, so that nobody has to look: numbers of nets, or of what is named."""
+
+    nets: int = 0
+    sizes: Counter[int] = field(default_factory=Counter)
+    with_branches: int = 0
+    with_shared_modules: int = 0
+    with_mixed_formats: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+
+    def add(self, net: RandomNet, program: Program) -> None:
+        self.nets += 1
+        self.sizes[net.ops] += 1
+        self.with_branches += net.branches > 0
+        self.with_shared_modules += net.shared() > 0
+        self.with_mixed_formats += any(
+            {value.qtype.dtype for value in (*program.in_values(op), program.values[op.output])} >= {"int8", "int16"}
+            for op in program
+        )
+        self.kinds.update({op.kind for op in program})
+
+
+def test_random_nets_are_exact_everywhere(tmp_path: Path) -> None:
+    """None is refused: each converts, and holds 10 to 40 steps."""
+    faults, census = faults_of(FAST_SEEDS, tmp_path)
+    assert faults == {}
+    assert census.nets == len(FAST_SEEDS)
+    assert {*census.sizes} <= {*range(10, 41)}
+    assert min(census.with_branches, census.with_shared_modules, census.with_mixed_formats) >= 2, census
 
 
 @pytest.mark.slow
 def test_two_hundred_random_nets_are_exact_everywhere(tmp_path: Path) -> None:
-    """Nobody tames what the generator makes: a few nets blow up, and are refused with the op that shows it."""
-    refused: dict[int, str] = {}
-    faults: dict[int, str] = {}
-    for seed in SLOW_SEEDS:
-        try:
-            is_exact_everywhere(seed, tmp_path / str(seed))
-        except QatError as error:
-            (refused if error.code in ("QAT137", "QAT171") else faults)[seed] = str(error)
-        except AssertionError as error:
-            faults[seed] = str(error)
+    faults, census = faults_of(SLOW_SEEDS, tmp_path)
     assert faults == {}
-    assert len(SLOW_SEEDS) - len(refused) >= 200, refused
+    assert census.nets >= 200
+    assert {*census.sizes} <= {*range(10, 41)}
+    assert max(census.sizes) - min(census.sizes) >= 25, "small nets and large ones"
+    assert min(census.with_branches, census.with_shared_modules, census.with_mixed_formats) >= 50, census
+    never = {"conv", "linear", "conv_transpose", "matmul", "add", "mul", "cat", "table", "sum", "amax"} - {
+        *census.kinds
+    }
+    assert never == set()
 
 
 def test_a_net_is_the_same_every_time() -> None:

@@ -16,8 +16,8 @@ from torch import Tensor
 from qatlib.analysis.records import Capture, Mode, OpRecord, Unmeasured
 from qatlib.analysis.sides import Other, Reference, UnmeasurableError
 from qatlib.analysis.stats import Measure, RunningComparison, RunningSummary, check_finite
-from qatlib.fake.fake_quant import relevant
 from qatlib.graph.ir import INPUT, Node
+from qatlib.ops.masks import relevant, relevant_pair
 from qatlib.qtype import FLOAT
 
 Inputs = Tensor | Sequence[Tensor] | tuple[Sequence[Tensor], Any]
@@ -41,8 +41,8 @@ class _Gauge:
             self.reasons["error in LSB and KL"] = f"the output is {self.qtype.dtype} and has no per-tensor scale"
 
     def see_reference(self, other: Other, inputs: Sequence[Tensor], output: Tensor) -> None:
-        output = relevant(output, self.node.attrs.get("below_maximum"))
-        self.reference.add(output)
+        below = self.node.attrs.get("below_maximum")
+        self.reference.add(relevant(output, below))
         if "same-input error" in self.reasons:
             return
         try:
@@ -51,7 +51,7 @@ class _Gauge:
             self.reasons["same-input error"] = str(error)
             return
         if same.shape == output.shape:
-            self.same_input.add(output, relevant(same, self.node.attrs.get("below_maximum")))
+            self.same_input.add(*relevant_pair(output, same, below))
         else:
             self.reasons["same-input error"] = _shapes(output, same)
 
@@ -59,7 +59,7 @@ class _Gauge:
         if output.shape != reference.shape:
             self.reasons["accumulated error"] = _shapes(reference, output)
             return
-        reference, output = (relevant(x, self.node.attrs.get("below_maximum")) for x in (reference, output))
+        reference, output = relevant_pair(reference, output, self.node.attrs.get("below_maximum"))
         self.other.add(output)
         self.accumulated.add(reference, output)
 

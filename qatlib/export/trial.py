@@ -91,7 +91,7 @@ def random_inputs(program: Program, batch: int = BATCH, seed: int = 0) -> list[T
             readers = (program.values[op.output].qtype for op in program if name in op.inputs)
             reach = next((-out.limits[0] * out.scale for out in readers if out.scale is not None), 1.0)
             made.append(torch.randn(shape, generator=generator) * (reach / 2))
-        elif qtype.scale is None or qtype.scale == 1.0:
+        elif qtype.scale is None or qtype.truth:
             made.append(torch.randint(0, 2, shape, generator=generator).to(getattr(torch, qtype.dtype)))
         else:
             lo, hi = qtype.limits

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from qatlib.errors import DataError, TrainingError
+from qatlib.fake.distributed import gather, largest, size, summed
 from qatlib.fake.fake_quant import ConstantFakeQuantize, FakeQuantize
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
 from qatlib.fake.observer import Histogram
@@ -28,18 +29,21 @@ def calibrate(
     A batch is a tensor, or a tuple whose first entries are the model's inputs (one tuple of inputs is fine too). With
     ``histograms`` what every method needs is kept, and :func:`settle` compares methods without more data. Returns the
     number of samples; leaves the model in eval mode and VALIDATION state. Memory does not depend on the number of
-    batches.
+    batches. Of several processes under torch.distributed each gets some batches; all get the scales of all of them.
 
     Raises DataError for an empty loader (QAT110), a batch of something else (QAT111), NaN in an input (QAT112), and
     TrainingError (QAT160) at the first operator whose output is not finite.
     """
     model.to(device).eval()
     for _, op in model.ops():
+        op.forget()
         if op.weight_fake_quant is not None:
             op.weight_fake_quant.settle(op.float_params()["weight"])
     for _, fake in quantizers(model):
         fake.forget(histograms)
-    samples = _show(model, dataloader, device, "calibration")
+    samples = int(summed(_show(model, dataloader, device, "calibration")))
+    _check_any(samples, "calibration")
+    _merge_observers(model)
     settle(model)
     return samples
 
@@ -72,7 +76,7 @@ def ranges_on(
     try:
         for fake in fakes.values():
             fake.histogram = Histogram(fake.spec.bins, counting=False)
-        _show(model, dataloader, device, "held-out data")
+        _check_any(_show(model, dataloader, device, "held-out data"), "held-out data")
         seen = {name: fake.histogram for name, fake in fakes.items()}
     finally:
         for name, fake in fakes.items():
@@ -103,9 +107,27 @@ def _show(model: FakeQuantModel, dataloader: Iterable[Any], device: str | torch.
                 seen = f"{error.seen}, in batch {number}"
                 raise TrainingError(error.code, error.where, seen, error.fix) from None
             samples += inputs[0].shape[0]
+    return samples
+
+
+def _check_any(samples: int, title: str) -> None:
     if not samples:
         raise DataError("QAT110", title, "the loader gave no batch", "Check the split and its size")
-    return samples
+
+
+def _merge_observers(model: FakeQuantModel) -> None:
+    """Give the observers of every process what those of all of them saw: counts and extremes, so to the bit."""
+    if size() == 1:
+        return
+    everywhere = gather({name: fake.histogram for name, fake in quantizers(model)})
+    for name, fake in quantizers(model):
+        fake.histogram = Histogram.of(fake.spec, fake.histogram.counting)
+        for seen in everywhere:
+            fake.histogram.merge(seen[name])
+        fake.room.copy_(largest(fake.room))
+    for _, op in model.ops():
+        if isinstance(sums := getattr(op, "largest_sum", None), Tensor):
+            sums.copy_(largest(sums))
 
 
 def _check_inputs(inputs: tuple[Any, ...], names: Iterable[str], where: str) -> None:

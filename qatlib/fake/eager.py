@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from qatlib.errors import QConfigError
+from qatlib.fake.choose import attributes_of, rules_of
 from qatlib.fake.model import FakeQuantModel
-from qatlib.fake.prepare import fuse_fx, prepare_chosen
-from qatlib.fake.qconfig import QConfig
-from qatlib.graph.ir import INPUT, Node
+from qatlib.fake.prepare import fuse_fx, prepare_by
+from qatlib.graph.ir import INPUT
 
 
 def prepare_qat(
@@ -26,33 +26,16 @@ def prepare_qat(
     """Fake-quant form of a model whose modules carry their QConfig as the attribute ``qconfig``.
 
     A module without one has that of the nearest module around it; ``model.qconfig`` is the global one. None keeps a
-    module, and what is inside it, in float. A function has the QConfig of the module that calls it; fused operators
-    have that of the first. Modules fused by ``torch.ao.quantization.fuse_modules`` are taken as they are, and what the
-    user left unfused is fused by the same table as in :func:`qatlib.prepare_qat_fx`. Quantizers are placed at inputs
-    and outputs if the model has no stubs.
+    module, and what is inside it, in float. A function has the QConfig of the module that calls it. Of fused operators
+    the weights go by the first, the output by the last that has one of its own. Modules fused by
+    ``torch.ao.quantization.fuse_modules`` are taken as they are, and what the user left unfused is fused by the same
+    table as in :func:`qatlib.prepare_qat_fx`. Quantizers are placed at inputs and outputs if the model has no stubs.
 
     ``hybrid`` and ``hybrid_dict`` as in :func:`qatlib.prepare_qat_fx`; float by attribute needs neither. Raises
     GraphError as :func:`qatlib.graph.trace.trace`; QConfigError QAT146 if no module has a QConfig or all are None,
     QAT142 for an attribute that is none of ours.
     """
-    given = _given(model)
-    graph = fuse_fx(model, example_inputs, leaf, wrap)
-    chosen = {node.name: _nearest(node, given) for node in graph.nodes}
-    float_by_attribute = any(chosen[node.name] is None for node in graph.nodes if node.op != INPUT)
-    return prepare_chosen(graph, chosen, hybrid or float_by_attribute, hybrid_dict, given.get(""))
-
-
-def _given(model: nn.Module) -> dict[str, QConfig | None]:
-    """QConfig attributes by qualified module name; "" is the model."""
-    given = {name: module.qconfig for name, module in model.named_modules() if hasattr(module, "qconfig")}
-    for name, qconfig in given.items():
-        if qconfig is not None and not isinstance(qconfig, QConfig):
-            raise QConfigError(
-                "QAT142",
-                f"{name}.qconfig".removeprefix("."),
-                f"is a {type(qconfig).__module__}.{type(qconfig).__qualname__}",
-                "Use a qatlib.QConfig, such as qatlib.get_default_qconfig(), or None for float",
-            )
+    given = attributes_of(model)
     if all(qconfig is None for qconfig in given.values()):
         raise QConfigError(
             "QAT146",
@@ -60,14 +43,9 @@ def _given(model: nn.Module) -> dict[str, QConfig | None]:
             "no module has a qconfig attribute, so nothing is quantized",
             "Set model.qconfig = qatlib.get_default_qconfig()",
         )
-    return given
-
-
-def _nearest(node: Node, given: Mapping[str, QConfig | None]) -> QConfig | None:
-    """Of the module that is the node, or called the function, or of the nearest module around it."""
-    path = (node.module or node.name).split(".")
-    for length in range(len(path), -1, -1):
-        name = ".".join(path[:length])
-        if name in given:
-            return given[name]
-    return None
+    rules = rules_of(model, {"": None}, hybrid_dict)
+    graph = fuse_fx(model, example_inputs, leaf, wrap, rules)
+    rules.check_hit(graph)
+    found = [rules.of(node) for node in graph.nodes if node.op != INPUT]
+    float_by_attribute = any(one.qconfig is None and not one.hybrid for one in found)
+    return prepare_by(rules, graph, hybrid or float_by_attribute)

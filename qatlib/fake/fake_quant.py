@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from qatlib.errors import TrainingError
+from qatlib.fake.distributed import largest
 from qatlib.fake.observer import Histogram
 from qatlib.fake.qconfig import FakeQuantSpec
 from qatlib.fake.state import FakeQuantState, StateCell
 from qatlib.fake.thresholds import kept_of_channels
+from qatlib.ops.masks import relevant
 from qatlib.qtype import DEAD, DEAD_SCALE, check_scale, limits, scale_of
 
 
@@ -45,22 +47,6 @@ def round_to(x: Tensor, unit: Tensor) -> Tensor:
     return x + ((x / unit).round() * unit - x).detach()
 
 
-MASKED = -5e3
-"""Scores at or below this are masks: -1e4, -1e9, the lowest float."""
-
-
-def relevant(x: Tensor, below_maximum: Sequence[Any] | None) -> Tensor:
-    """``x`` with what lies further below the largest of its row than counts, (axis, distance), raised to there.
-
-    Masks are never the largest; a row of nothing but masks counts as 0.
-    """
-    if below_maximum is None:
-        return x
-    axis, distance = below_maximum
-    top = x.masked_fill(x <= MASKED, -torch.inf).amax(axis, keepdim=True)
-    return torch.where(top > -torch.inf, torch.maximum(x, top - distance), torch.zeros_like(x))
-
-
 def within_reach(
     f: Callable[[Tensor], Tensor], x: Tensor, observed: tuple[float, float] | None, scale: Tensor
 ) -> Tensor:
@@ -90,22 +76,23 @@ def within_reach(
 class FakeQuantize(nn.Module):
     """Fake-quant of one activation, per tensor. What it does is decided by the model's state.
 
-    ``low`` and ``high`` keep the range seen in calibration; ``scale`` is 0 until calibrated.
+    ``low`` and ``high`` keep the range seen in calibration; ``scale`` is 0 until calibrated. The codes reach down to
+    ``-room`` at least.
     """
 
     scale: Tensor
     low: Tensor
     high: Tensor
+    room: Tensor
 
     def __init__(
-        self, spec: FakeQuantSpec, cell: StateCell, where: str, below_maximum: tuple[int, float] | None = None
+        self, spec: FakeQuantSpec, cell: StateCell, where: str, below_maximum: Sequence[Any] | None = None
     ) -> None:
-        """``below_maximum`` (axis, distance): values further below the largest of their row are none of the range.
-
-        A softmax takes them for 0 anyway; masks of -1e4 would otherwise leave no codes for the rest.
-        """
+        """``below_maximum`` says which values are none of the range: :mod:`qatlib.ops.masks`."""
         super().__init__()
         self.spec, self.where, self.below_maximum = spec, where, below_maximum
+        self.register_buffer("room", torch.tensor(0.0), persistent=below_maximum is not None)
+        self.pass_room: Callable[[float], None] = lambda low: None
         self._cell = cell
         self.histogram = Histogram.of(spec)
         self.register_buffer("scale", torch.tensor(spec.scale or 0.0))
@@ -130,11 +117,17 @@ class FakeQuantize(nn.Module):
     def _relevant(self, x: Tensor) -> Tensor:
         return relevant(x, self.below_maximum)
 
+    def make_room(self, low: float) -> None:
+        """Let the codes reach down to ``low``, whatever else the scale is set from."""
+        if -low > float(self.room):
+            self.room.fill_(-low)
+            self.pass_room(low)
+
     def _follow(self, x: Tensor) -> None:
-        if x.numel() == 0:
+        low, high = torch.aminmax(x) if x.numel() else (x.new_tensor(0.0), x.new_tensor(0.0))
+        current = largest(torch.maximum(torch.maximum(-low, high), self.room))
+        if x.numel() == 0 and float(current) == 0:
             return
-        low, high = torch.aminmax(x)
-        current = torch.maximum(-low, high)
         if not bool(torch.isfinite(current)):
             raise TrainingError(
                 "QAT161", self.where, "activation is not finite in training", "Lower qat.lr or set qat.clip_grad_norm"
@@ -146,6 +139,7 @@ class FakeQuantize(nn.Module):
     def forget(self, counting: bool = False) -> None:
         """Drop what earlier calibrations saw; with ``counting`` prepare for settling by any method."""
         self.histogram = Histogram.of(self.spec, counting)
+        self.room.zero_()
 
     def settle(self, spec: FakeQuantSpec | None = None) -> None:
         """Set the scale from the histogram, by ``spec`` (default: its own)."""
@@ -154,7 +148,8 @@ class FakeQuantize(nn.Module):
             self.low.fill_(self.histogram.low)
             self.high.fill_(self.histogram.high)
         if self.spec.scale is None:
-            self.scale.fill_(scale_of(self.histogram.threshold(spec), self.spec.dtype, self.where))
+            threshold = max(self.histogram.threshold(spec), float(self.room))
+            self.scale.fill_(scale_of(threshold, self.spec.dtype, self.where))
 
     def extra_repr(self) -> str:
         return f"{self.spec.dtype}, scale={float(self.scale):.6g}" + (", fixed" if self.spec.scale else "")
@@ -166,9 +161,16 @@ class ConstantFakeQuantize(FakeQuantize):
     A single number c has code +-64 at scale |c|/64, which is exact.
     """
 
-    def __init__(self, spec: FakeQuantSpec, cell: StateCell, where: str, value: Tensor) -> None:
+    def __init__(
+        self,
+        spec: FakeQuantSpec,
+        cell: StateCell,
+        where: str,
+        value: Tensor,
+        below_maximum: Sequence[Any] | None = None,
+    ) -> None:
         spec = replace(spec, dtype="int8", scale=None) if value.dim() == 0 else spec
-        super().__init__(spec, cell, where)
+        super().__init__(spec, cell, where, below_maximum)
         self._measure(value.detach())
 
     def forward(self, x: Tensor, telling: Tensor | None = None) -> Tensor:
@@ -176,13 +178,18 @@ class ConstantFakeQuantize(FakeQuantize):
         return fake_quantize(x, self.scale, self.spec.dtype) if self._cell.state.quantizes else x
 
     def _measure(self, x: Tensor) -> None:
+        x = self._relevant(x)
         self.low.copy_(x.min())
         self.high.copy_(x.max())
-        largest = float(x.abs().max())
+        largest = max(float(x.abs().max()), float(self.room))
         if x.dim() == 0:
             self.scale.fill_(check_scale(largest / 64, self.where) if largest >= DEAD else DEAD_SCALE)
         elif self.spec.scale is None:
             self.scale.fill_(scale_of(largest, self.spec.dtype, self.where))
+
+    def make_room(self, low: float) -> None:
+        super().make_room(low)
+        self.scale.clamp_(min=scale_of(float(self.room), self.spec.dtype, self.where))
 
     def settle(self, spec: FakeQuantSpec | None = None) -> None:
         """Nothing to do: the scale is known from the start."""

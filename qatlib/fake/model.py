@@ -23,7 +23,9 @@ from qatlib.fake.fake_quant import (
 from qatlib.fake.qconfig import QConfig
 from qatlib.fake.state import FakeQuantState, StateCell
 from qatlib.graph.ir import CONSTANT, INPUT, OPAQUE, Graph, Node
+from qatlib.graph.source import class_name
 from qatlib.ops.base import BY_NAME
+from qatlib.ops.masks import floor_of_sum
 from qatlib.qtype import BOOL, FLOAT, INT32, DType, QType, limits
 
 Visit = Callable[[Node, tuple[Tensor, ...], Tensor], None]
@@ -64,14 +66,19 @@ class FakeOp(nn.Module):
         self.weight_fake_quant: WeightFakeQuantize | None = None
         if qconfig and weighted:
             self.weight_fake_quant = WeightFakeQuantize(qconfig.weight, len(node.params["weight"]))
+            if qconfig.weight.dtype == "int16":
+                self.register_buffer("largest_sum", torch.zeros(len(node.params["weight"])))
         self._input_quantizer: tuple[FakeQuantize, ...] = ()
+        self._masked_inputs: list[tuple[int, FakeQuantize]] = []
+        self._largest_other: dict[int, float] = {}
         self._input_range: Callable[[], tuple[float, float] | None] = lambda: None
         spec = qconfig.activation if qconfig and quantizes_output else None
         self.activation_post_process: FakeQuantize | None = None
+        below = node.attrs.get("below_maximum")
         if spec and node.op == CONSTANT:
-            self.activation_post_process = ConstantFakeQuantize(spec, cell, node.name, node.params["value"])
+            self.activation_post_process = ConstantFakeQuantize(spec, cell, node.name, node.params["value"], below)
         elif spec:
-            self.activation_post_process = FakeQuantize(spec, cell, node.name, node.attrs.get("below_maximum"))
+            self.activation_post_process = FakeQuantize(spec, cell, node.name, below)
 
     @property
     def hybrid(self) -> bool:
@@ -112,23 +119,67 @@ class FakeOp(nn.Module):
 
     def weight_scales(self) -> Tensor:
         """Scale of every output channel, float32 ``[O]``: that of the weights, or the smallest at which the bias stays
-        within 2^30 units of ``s_x * s_w[c]``. A channel of hardly any weight may have a large bias.
+        within 2^30 units of ``s_x * s_w[c]``, and under weights of 16 bits the sums that calibration saw.
+
+        A channel of hardly any weight may have a large bias; 16 bits times 16 bits leave no bits for a sum.
         """
         assert self.weight_fake_quant is not None
         params = self.float_params()
         scales = self.weight_fake_quant.scales(params["weight"])
         if self._input_quantizer:
             unit = self._input_quantizer[0].scale.double() * 2**30
-            scales = torch.maximum(scales, (params["bias"].detach().abs().double() / unit).float())
+            sums = getattr(self, "largest_sum", torch.zeros(()))
+            needed = torch.maximum(params["bias"].detach().abs().double(), sums.double())
+            scales = torch.maximum(scales, (needed / unit).float())
         return scales
 
     def forward(self, *inputs: Tensor) -> Tensor:
         out = self.compute(*inputs)
+        if out.dtype == torch.bfloat16:  # of autocast; codes and scales need float32
+            out = out.float()
+        if hasattr(self, "largest_sum") and self._cell.state is FakeQuantState.CALIBRATION:
+            self._see_sums(inputs, out)
+        if self._masked_inputs and self._cell.state.observes:
+            self._make_room(inputs, out)
         if self.activation_post_process is not None:
             out = self.activation_post_process(out, self._telling(inputs, out))
         elif self._input_quantizer and self._cell.state.quantizes and BY_NAME[self.node.op].rounds(self.node.attrs):
             out = fake_quantize(out, self._input_quantizer[0].scale, self._input_quantizer[0].spec.dtype)
         return out
+
+    def forget(self) -> None:
+        """Drop what earlier calibrations saw of sums and addends."""
+        self._largest_other.clear()
+        if hasattr(self, "largest_sum"):
+            self.largest_sum.zero_()
+
+    def _see_sums(self, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        """Keep the largest magnitude of every channel's sum, without what is fused behind it."""
+        operator, node = BY_NAME[self.node.op], self.node
+        if len(inputs) > 1 or "clamp" in node.attrs:
+            bare = {key: value for key, value in node.attrs.items() if key != "clamp"}
+            out = operator.forward(bare, self.float_params(), inputs[0])
+        axis = operator.channel_axis % out.dim()  # type: ignore[attr-defined]
+        largest = out.detach().abs().movedim(axis, 0).flatten(1)
+        if largest.numel():
+            self.largest_sum.copy_(torch.maximum(self.largest_sum, largest.amax(1)))
+
+    def _make_room(self, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        """Let the masks among the addends reach so low that the sum is, too."""
+        if self.node.op not in ("add", "sub"):
+            return
+        weights = 1.0, BY_NAME[self.node.op].weight(self.node.attrs)
+        for i, quantizer in self._masked_inputs:
+            other = float((inputs[1 - i] * weights[1 - i]).max())
+            self._largest_other[i] = max(self._largest_other.get(i, other), other)
+            if bool((inputs[i] <= quantizer.below_maximum[2]).any()):
+                quantizer.make_room(floor_of_sum(out, self.node.attrs["below_maximum"]) - other)
+
+    def _pass_room(self, low: float) -> None:
+        """Let the masks among the inputs reach so low that the output reaches ``low``."""
+        for i, quantizer in self._masked_inputs:
+            factor = self.node.attrs.get("masked_factor", 1.0)
+            quantizer.make_room(low / factor - self._largest_other.get(i, 0.0))
 
     def _telling(self, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
         """Of 1/x and the like, the values where x is not below half a code: there, the code is 0 and the value huge."""
@@ -169,6 +220,10 @@ class FakeQuantModel(nn.Module):
                 op = FakeOp(node, plan[node.name], quantizes_output[node.name], self._cell, shared, modules)
                 self._ops[node.name] = op
                 self._place(node.name, op)
+                masked = [(i, self._quantizer(node.inputs[i])) for i in node.attrs.get("masked_inputs", ())]
+                op._masked_inputs = [(i, q) for i, q in masked if q is not None and q.below_maximum is not None]
+                if op._masked_inputs and op.activation_post_process is not None:
+                    op.activation_post_process.pass_room = op._pass_room
                 operator = BY_NAME.get(node.op)
                 reads_scale = op.weight_fake_quant is not None or (
                     operator is not None and (operator.rounds(node.attrs) or operator.has_poles(node.attrs))
@@ -338,20 +393,18 @@ def set_fake_quantize(model: FakeQuantModel, state: FakeQuantState) -> None:
 def set_preserve_qat_mode(
     model: FakeQuantModel, prefixes: tuple[str, ...] = (), types: tuple[type[nn.Module], ...] = (), value: bool = True
 ) -> list[str]:
-    """Keep ops in fake-quant form after conversion: those under the named modules, or made from modules of the types.
+    """Keep ops in fake-quant form after conversion: those under the named modules, or of modules of the types.
 
-    Returns the names of the ops it changed; raises QConfigError (QAT144) for a prefix that matches none.
+    A module means all inside of it; one that was fused means the op it is part of. Returns the names of the ops it
+    changed; raises QConfigError (QAT144) for a prefix or type that matches none.
     """
-    type_names = {f"{t.__module__}.{t.__qualname__}" for t in types}
-    changed = []
-    for prefix in prefixes:
-        if not any(name == prefix or name.startswith(prefix + ".") for name, _ in model.ops()):
-            raise QConfigError("QAT144", prefix, "no operator is under this name", "Use a name from print(model)")
-    for name, op in model.ops():
-        if op.node.op in ("quantize", "dequantize"):
-            continue
-        under = any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
-        if under or op.node.module_type in type_names:
-            op.preserve_qat_mode = value
-            changed.append(name)
+    ops = [(name, op) for name, op in model.ops() if op.node.op not in ("quantize", "dequantize")]
+    hits = {prefix: {name for name, op in ops if op.node.is_under(prefix)} for prefix in prefixes}
+    hits |= {kind: {name for name, op in ops if op.node.is_of(kind)} for kind in map(class_name, types)}
+    for wanted, names in hits.items():
+        if not names:
+            raise QConfigError("QAT144", wanted, "no operator is under this name", "Use a name from print(model)")
+    changed = [name for name, _ in ops if any(name in names for names in hits.values())]
+    for name in changed:
+        model.op(name).preserve_qat_mode = value
     return changed

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from qatlib.errors import GraphError, QConfigError
+from qatlib.errors import QConfigError
+from qatlib.fake.choose import Rules, attributes_of, rules_of
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.qconfig import QConfig
-from qatlib.graph.fuse import DENSE, fuse
+from qatlib.graph.fuse import DENSE
 from qatlib.graph.ir import CONSTANT, INPUT, OPAQUE, Graph, Node
-from qatlib.graph.normalize import function_type
+from qatlib.graph.same import check_same
 from qatlib.graph.trace import trace
 from qatlib.graph.verify import verify
 from qatlib.ops.base import BY_NAME
@@ -127,7 +126,9 @@ def _insert_quantize(graph: Graph, floats: set[str]) -> Graph:
         nodes.append(node)
         if node.name in read:
             stub = "qatlib.fake.stubs.QuantStub"
-            nodes.append(Node(f"{node.name}.quant", "quantize", (node.name,), shape=node.shape, module_type=stub))
+            masks = {key: node.attrs[key] for key in ("below_maximum",) if key in node.attrs and node.op == INPUT}
+            quant = Node(f"{node.name}.quant", "quantize", (node.name,), masks, shape=node.shape, module_type=stub)
+            nodes.append(quant)
     return replace(graph, nodes=tuple(nodes))
 
 
@@ -139,65 +140,18 @@ def fuse_fx(
     example_inputs: Sequence[Tensor],
     leaf: Sequence[str] = (),
     wrap: Sequence[Callable[..., Any]] = (),
+    rules: Rules | None = None,
 ) -> Graph:
     """Traced and fused graph of ``model``, checked to compute what the model computes.
 
-    Raises GraphError (QAT137) if it does not, as when an in-place operation changes a tensor that is read again.
+    ``rules`` tell what is not fused because only a part of it is float; by default those of the modules' attributes.
+    Raises GraphError (QAT137) if it does not compute the same, as when an in-place operation changes a tensor that is
+    read again.
     """
-    graph = fuse(trace(model, example_inputs, leaf, wrap))
-    _check_same(model, graph, example_inputs)
+    rules = rules or Rules(QConfig(), attributes=attributes_of(model))
+    graph = rules.fuse(trace(model, example_inputs, leaf, wrap))
+    check_same(model, graph, example_inputs)
     return graph
-
-
-def _check_same(model: nn.Module, graph: Graph, inputs: Sequence[Tensor]) -> None:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            wanted = tree_leaves(model(*(x.clone() for x in inputs)))
-            got = evaluate_graph(graph, inputs)
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    for name, wanted_one, got_one in zip(graph.outputs, wanted, got, strict=True):
-        if wanted_one.shape != got_one.shape:
-            raise _differs(name, f"has the shape {list(got_one.shape)} for {list(wanted_one.shape)}")
-        if not wanted_one.is_floating_point():
-            # Positions of equal values and comparisons may turn by a rounding, a few of them.
-            wrong = int((wanted_one != got_one).sum())
-            if wrong > max(1, wanted_one.numel() // 20):
-                raise _differs(name, f"differs in {wrong} of {wanted_one.numel()} elements")
-            continue
-        a, b = wanted_one.double(), got_one.double()
-        largest = float(a.abs().nan_to_num(0, 0, 0).max()) if a.numel() else 0.0
-        apart = float((a - b).abs().nan_to_num(0, 0, 0).max()) if a.numel() else 0.0
-        if apart > 1e-3 * max(largest, 1e-3):
-            raise _differs(name, f"differs by {apart:.3g} (largest output {largest:.3g})")
-
-
-def _differs(name: str, seen: str) -> GraphError:
-    return GraphError(
-        "QAT137",
-        name,
-        f"the traced graph is not the model: it {seen}",
-        "Avoid in-place operations on tensors that are read again, and code that depends on values",
-    )
-
-
-def evaluate_graph(graph: Graph, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Outputs of the graph in float. A value is dropped after the last node that reads it."""
-    values = dict(zip(graph.inputs, inputs, strict=True))
-    last_reader = {name: node.name for node in graph.nodes for name in node.inputs}
-    for node in graph.nodes:
-        if node.op == OPAQUE:
-            assert node.callee is not None
-            values[node.name] = node.callee(*(values[i] for i in node.inputs))
-        elif node.op != INPUT:
-            values[node.name] = BY_NAME[node.op].forward(node.attrs, node.params, *(values[i] for i in node.inputs))
-        for name in set(node.inputs) - set(graph.outputs):
-            if last_reader[name] == node.name:
-                del values[name]
-    return [values[name] for name in graph.outputs]
 
 
 def prepare_qat_fx(
@@ -214,41 +168,31 @@ def prepare_qat_fx(
 
     Args:
         qconfig_dict: keys ``""`` (global), ``"module_type"`` and ``"module_name"`` (mappings to a QConfig or None);
-            priority global < type < name < the module's own ``qconfig`` attribute. None means not quantized. An input
-            of the model goes by its argument's name. A convolution or linear at the output whose QConfig is the global
-            one keeps its int32 accumulator.
+            priority global < type < name < the module's own ``qconfig`` attribute. None means not quantized. What is
+            said of a module holds for all inside of it, unless something further inside is named. Of fused operators
+            the weights go by the first, the output by the last that is named; one that is to be float is not fused. An
+            input of the model goes by its argument's name. A convolution or linear at the output whose QConfig is the
+            global one keeps its int32 accumulator.
         hybrid: allow operators that stay float. ``hybrid_dict`` names them by ``"module_type"`` and ``"module_name"``.
         example_inputs: real tensors, batch first.
 
     Raises GraphError as :func:`qatlib.graph.trace.trace`; QConfigError (QAT146) for a name or type that matches
-    nothing, or float operators without ``hybrid``.
+    nothing, or float operators without ``hybrid``; QAT142 for what is no QConfig.
     """
-    rules: dict[str, Any] = {"": QConfig()}
-    rules |= qconfig_dict if isinstance(qconfig_dict, Mapping) else {"": qconfig_dict or QConfig()}
-    graph = fuse_fx(model, example_inputs, leaf, wrap)
-    _check_rules_hit(graph, rules)
-    chosen = {node.name: _by_priority(model, node, rules) for node in graph.nodes}
-    return prepare_chosen(graph, chosen, hybrid, hybrid_dict, rules[""], set(dict(rules.get("module_name", {}))))
+    rules = rules_of(model, qconfig_dict, hybrid_dict)
+    graph = fuse_fx(model, example_inputs, leaf, wrap, rules)
+    rules.check_hit(graph)
+    return prepare_by(rules, graph, hybrid)
 
 
-def prepare_chosen(
-    graph: Graph,
-    chosen: Mapping[str, QConfig | None],
-    hybrid: bool,
-    hybrid_dict: Mapping[str, Sequence[Any]] | None,
-    default: QConfig | None,
-    named: Container[str] = (),
-) -> FakeQuantModel:
-    """FakeQuantModel of a fused graph with a QConfig, or None for float, chosen for every node.
+def prepare_by(rules: Rules, graph: Graph, hybrid: bool) -> FakeQuantModel:
+    """FakeQuantModel of a graph that ``rules`` fused.
 
-    ``named`` are nodes whose QConfig the user gave by name: it outranks the format that an inner step asks for. A
-    convolution or linear at the output keeps its accumulator if its QConfig is ``default``. Raises QConfigError
-    (QAT146) for float operators without ``hybrid``.
+    What quantizes the output of a float operator has the global QConfig, or the default one if that is None. Raises
+    QConfigError (QAT146) for float operators without ``hybrid``.
     """
-    floats = {name for name, qconfig in chosen.items() if qconfig is None}
-    if hybrid_dict:
-        floats |= _named(graph, hybrid_dict)
-    floats -= {n.name for n in graph.nodes if n.op == INPUT}
+    chosen = {node.name: rules.of(node).qconfig for node in graph.nodes}
+    floats = {node.name for node in graph.nodes if chosen[node.name] is None and node.op != INPUT}
     if floats and not hybrid:
         raise QConfigError(
             "QAT146",
@@ -256,68 +200,14 @@ def prepare_chosen(
             f"{len(floats)} operators are to stay float",
             "Pass hybrid=True, or give them a qconfig",
         )
-    standard = default or QConfig()
+    standard = rules.default or QConfig()
 
     def choose(node: Node) -> QConfig:
         found = chosen.get(node.name) or (chosen.get(node.inputs[0]) if node.op == "quantize" else None) or standard
-        if node.format is not None and node.name not in named:
+        if node.format is not None and node.name not in rules.names:
             return found.with_format(node.format)
         if found is standard and node.name in chosen and is_high_precision_candidate(graph, node):
             return replace(found, activation=None)
         return found
 
     return prepare_graph(graph, choose, floats)
-
-
-def _by_priority(model: nn.Module, node: Node, rules: Mapping[str, Any]) -> QConfig | None:
-    found: QConfig | None = rules[""]
-    if node.op == OPAQUE:
-        return found
-    for kind, qconfig in dict(rules.get("module_type", {})).items():
-        if _type_name(kind) == node.module_type:
-            found = qconfig
-    longest = -1
-    for name, qconfig in dict(rules.get("module_name", {})).items():
-        if _is_under(node, name) and len(name) > longest:
-            found, longest = qconfig, len(name)
-    module = model.get_submodule(node.module) if node.module else None
-    return module.qconfig if hasattr(module, "qconfig") else found  # type: ignore[union-attr, return-value]
-
-
-def _is_under(node: Node, name: str) -> bool:
-    """Whether the module or function ``name``, or one inside it, became ``node`` or was fused into it."""
-    own = (node.module, node.name, *node.absorbed)
-    return any(part == name or part.startswith(name + ".") for part in own)
-
-
-def _type_name(kind: Any) -> str:
-    if isinstance(kind, str):
-        return kind
-    return f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else function_type(kind)
-
-
-def _check_rules_hit(graph: Graph, rules: Mapping[str, Any]) -> None:
-    unknown = set(rules) - {"", "module_type", "module_name"}
-    if unknown:
-        raise QConfigError(
-            "QAT146", f"qconfig_dict[{sorted(unknown)[0]!r}]", "is unknown", "Use '', 'module_type', 'module_name'"
-        )
-    _named(graph, {key: list(dict(rules.get(key, {}))) for key in ("module_type", "module_name")})
-
-
-def _named(graph: Graph, names: Mapping[str, Sequence[Any]]) -> set[str]:
-    """Nodes of the modules, types or functions listed; each entry has to match."""
-    found: set[str] = set()
-    for name in names.get("module_name", ()):
-        hits = {n.name for n in graph.nodes if _is_under(n, name)}
-        found |= _hit(hits, f"module_name {name!r}", [n.name for n in graph.nodes])
-    for kind in names.get("module_type", ()):
-        hits = {n.name for n in graph.nodes if n.module_type == _type_name(kind)}
-        found |= _hit(hits, f"module_type {_type_name(kind)}", sorted({n.module_type for n in graph.nodes}))
-    return found
-
-
-def _hit(hits: set[str], where: str, known: list[str]) -> set[str]:
-    if not hits:
-        raise QConfigError("QAT146", where, "matches no operator", f"Known: {', '.join(known[:20])}")
-    return hits

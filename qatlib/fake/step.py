@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qatlib.errors import DataError, TrainingError
 from qatlib.fake.distill import Distillation
+from qatlib.fake.distributed import add_gradients, summed
 from qatlib.fake.float_form import calibrated_form, float_form
 from qatlib.fake.guards import Fault, Place, batch_of_one, check_targets, cures, forward_fault, gradient_fault
 from qatlib.fake.model import FakeQuantModel
@@ -31,41 +32,59 @@ def drawing(seed: int, device: torch.device) -> Iterator[None]:
 
 @dataclass
 class Step:
-    """Objective, gradient and update of one batch."""
+    """Objective, gradient and update of one batch.
+
+    ``forward`` takes the place of ``model`` where the objective is computed, such as :class:`ExactForward`. ``amp`` is
+    the autocast dtype of that forward; the loss, the teacher and every value between two operators stay float32.
+    """
 
     model: FakeQuantModel
     optimizer: torch.optim.Optimizer
     loss: Loss
     clip_grad_norm: float | None = None
     distillation: Distillation | None = None
+    forward: Callable[..., Any] | None = None
+    amp: torch.dtype | None = None
 
     def __call__(self, inputs: tuple[Tensor, ...], targets: Any, place: Place) -> float:
         """Train on one batch; returns its objective before the update.
+
+        Of several processes each has some rows of the batch: objective and gradient are means over all rows, so the
+        objective has to be a mean over its rows too.
 
         Raises TrainingError (QAT162) if the objective, or the norm of its gradient, is not finite, naming the first
         tensor that is not; DataError QAT112 for targets, QAT113 for labels that the loss refuses.
         """
         check_targets(targets, place)
         try:
-            loss = self.objective(self.model, inputs, targets)
+            loss = self.objective(self._forward, inputs, targets)
         except TrainingError as error:
             raise self._not_finite(place, error.seen, self._behind(inputs, place)) from None
         except IndexError as error:
             raise _refused(place, error) from None
         except ValueError as error:
             raise batch_of_one(error, place.said()) from None
+        rows = len(inputs[0])
+        weight = rows / summed(rows)
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise self._not_finite(place, f"loss is {value}", self._behind(inputs, place))
+        total = summed(weight * value)
+        if not math.isfinite(total):
+            where = "" if not math.isfinite(value) else " in another process"
+            raise self._not_finite(place, f"loss is {total}{where}", self._behind(inputs, place))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        add_gradients(self.model.parameters(), weight)
         limit = math.inf if self.clip_grad_norm is None else self.clip_grad_norm
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         if not math.isfinite(norm):
-            said = f"gradient norm is {norm} at a loss of {value:.4g}"
+            said = f"gradient norm is {norm} at a loss of {total:.4g}"
             raise self._not_finite(place, said, gradient_fault(self.model))
         self.optimizer.step()
-        return value
+        return total
+
+    def _forward(self, *inputs: Tensor) -> Any:
+        with torch.autocast(inputs[0].device.type, self.amp, enabled=self.amp is not None):
+            return (self.forward or self.model)(*inputs)
 
     def objective(self, forward: Callable[..., Any], inputs: tuple[Tensor, ...], targets: Any) -> Tensor:
         """The loss on the targets, or its blend with the distance to the teacher."""
@@ -82,7 +101,8 @@ class Step:
 
         try:
             with torch.no_grad():
-                return value(calibrated_form), value(float_form)
+                weight = len(inputs[0]) / summed(len(inputs[0]))
+                return summed(weight * value(calibrated_form)), summed(weight * value(float_form))
         except IndexError as error:
             raise _refused(place, error) from None
 

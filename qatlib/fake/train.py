@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from torch.utils._pytree import tree_map_only
 from qatlib.conversion import IntegerModel, convert_fx
 from qatlib.errors import ProgramError, TrainingError
 from qatlib.fake.distill import Distillation
+from qatlib.fake.distributed import rank, share
 from qatlib.fake.epochs import Epoch, Scores, better, worth_keeping
+from qatlib.fake.exact import ExactForward
 from qatlib.fake.first_loss import FirstLoss, check_calibrated
 from qatlib.fake.guards import Items, Place, check_batch_of_one, check_weights
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
@@ -63,13 +67,15 @@ def scorable(model: FakeQuantModel) -> IntegerModel:
 
 @dataclass
 class Trainer:
-    """Everything one training needs.
+    """Everything one training needs. Under torch.distributed all processes build and run the same one.
 
     Args:
         model: calibrated; its weights are trained in place.
-        batches: training batches of an epoch, from a given batch on.
+        batches: training batches of an epoch, from a given batch on; of several processes each gives some rows of the
+            same batches.
         steps: batches per epoch.
-        score: called in VALIDATION state after every epoch, on a sample of the validation data.
+        score: called in VALIDATION state after every epoch, on a sample of the validation data; of several processes
+            by the first alone.
         full_score: of the integers on all of it; decides among the kept epochs at the end. None: ``score`` sees all.
         higher_is_better: direction of the scores.
         optimizer: over parameters of ``model``, instead of the one that ``params`` describe; its rates are kept, and
@@ -109,7 +115,8 @@ class Trainer:
         """
         progress = Progress()
         if self.params.epochs:
-            progress = self._train()
+            with self._layout():
+                progress = self._train()
         else:
             self._finish_epoch(progress, 0.0)
         best, integer = self._choose(progress)
@@ -122,7 +129,7 @@ class Trainer:
         check_calibrated(self.model)
         self._check_last_batch()
         step = self._step()
-        saved = load(self._file) if self._file else None
+        saved = share(lambda: load(self._file) if self._file else None)
         if saved is None:
             run = _Run(step, Progress())
             self._finish_epoch(run.progress, 0.0)
@@ -147,7 +154,7 @@ class Trainer:
         for number, (inputs, targets) in enumerate(self.batches(progress.epoch, done), start=done):
             lr = set_rate(run.step.optimizer, schedule.factor(progress.step) * progress.rate)
             place = Place(progress.epoch, progress.step, number, lr, self.items)
-            with drawing(mix(self.seed, progress.step), self.device):
+            with drawing(mix(self.seed, progress.step, *[rank()] * (rank() > 0)), self.device):
                 progress.loss_sum += self._step_on(run, self._moved(inputs), self._moved(targets), place)
             progress.step += 1
             self.on_step(progress.step, self.total_steps, progress.loss_sum / (number + 1))
@@ -169,7 +176,7 @@ class Trainer:
         """Score the model, keep its weights if its integers are among the best so far, go to the next epoch."""
         self.model.eval()
         set_fake_quantize(self.model, FakeQuantState.VALIDATION)
-        scores = self.score(self.model)
+        scores = share(lambda: self.score(self.model))
         mean = progress.loss_sum / self.steps if progress.epoch else math.nan
         progress.history.append(asdict(Epoch(progress.epoch, lr, mean, **asdict(scores))))
         kept = worth_keeping(progress.history, self.params.keep_epochs, self.higher_is_better)
@@ -187,7 +194,9 @@ class Trainer:
         for epoch, weights in sorted(progress.kept.items()):
             self.model.load_state_dict(weights)
             self.model.eval()
-            score = progress.history[epoch]["integer"] if self.full_score is None else self.full_score(self.model)
+            score = progress.history[epoch]["integer"]
+            if self.full_score is not None:
+                score = share(partial(self.full_score, self.model))
             if better(score, most, self.higher_is_better):
                 best, most = epoch, score
         self.model.load_state_dict(progress.kept[best])
@@ -209,7 +218,7 @@ class Trainer:
             return
         check_weights(self.model, f"epoch {run.progress.epoch} step {run.progress.step - 1}")
         packed = pack(run.progress, self.model, run.step.optimizer)
-        if self._file:
+        if self._file and rank() == 0:
             save(self._file, packed)
         if self._goes_back:
             run.good = packed
@@ -240,7 +249,15 @@ class Trainer:
         if self.optimizer is not None:
             check_owned(self.optimizer, self.model)
         optimizer = make_optimizer(self.params, self.model) if self.optimizer is None else self.optimizer
-        return Step(self.model, optimizer, self.loss, self.params.clip_grad_norm, self.distillation)
+        exact = self._exact_forward() if self.params.forward == "exact" else None
+        amp = torch.bfloat16 if self.params.amp == "bf16" else None
+        return Step(self.model, optimizer, self.loss, self.params.clip_grad_norm, self.distillation, exact, amp)
+
+    def _exact_forward(self) -> ExactForward:
+        forward = ExactForward(self.model, scorable)
+        if islands := [op.name for op in scorable(self.model).program.islands()]:
+            self.note(f"qat.forward: exact, but {', '.join(islands)} stay float in the Program: fake-quant there")
+        return forward
 
     def _check_last_batch(self) -> None:
         if len(self.items(1, self.steps - 1)) == 1:
@@ -248,7 +265,23 @@ class Trainer:
             check_batch_of_one(self.model, self._moved(inputs), "the last batch of an epoch")
 
     def _moved(self, values: Any) -> Any:
-        return tree_map_only(Tensor, lambda x: x.to(self.device), values)
+        """On the device, and images in the layout of the training."""
+        layout = torch.channels_last if self.params.channels_last else torch.preserve_format
+
+        def move(x: Tensor) -> Tensor:
+            return x.to(self.device, memory_format=layout if x.dim() == 4 else torch.preserve_format)
+
+        return tree_map_only(Tensor, move, values)
+
+    @contextmanager
+    def _layout(self) -> Iterator[None]:
+        """Weights ``[O, I, kH, kW]`` lie in memory as ``qat.channels_last`` says while a block trains."""
+        if self.params.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        try:
+            yield
+        finally:
+            self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Fusion by the pattern table {conv, linear} [+ batch norm] [+ add] [+ relu | relu6 | clamp].
 
 Each pass takes a graph and returns another. A convolution may stand on either side of the add. An intermediate that
-something else reads is never fused away.
+something else reads is never fused away, nor is a node that is to stay alone.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from qatlib.graph.ir import INPUT, Graph, Node
+from qatlib.graph.masks import look_past_masks
 from qatlib.graph.verify import verify
 from qatlib.ops.base import BY_NAME
 from qatlib.ops.batch_norm import affine
-from qatlib.ops.softmax import BELOW
 
 DENSE = ("conv", "conv_transpose", "linear")
 
@@ -53,7 +53,7 @@ def fold_batch_norm(graph: Graph) -> Graph:
     folded: dict[str, Node] = {}
     shared: dict[tuple[int, ...], dict[str, nn.Parameter]] = {}
     for norm in graph.nodes:
-        if norm.op != "batch_norm":
+        if norm.op != "batch_norm" or norm.alone:
             continue
         dense = nodes[norm.inputs[0]]
         if dense.op not in DENSE or not _only_reader(graph, users, dense.name):
@@ -63,8 +63,7 @@ def fold_batch_norm(graph: Graph) -> Graph:
         key = (id(dense.params["weight"]), id(norm.params["mean"]))
         if key not in shared:
             shared[key] = _folded(dense, norm)
-        absorbed = (*dense.absorbed, norm.name)
-        folded[dense.name] = replace(dense, params=shared[key], absorbed=absorbed)
+        folded[dense.name] = replace(dense, params=shared[key], fused=(*dense.fused, norm))
         gone[norm.name] = dense.name
     return graph.renamed([folded.get(n.name, n) for n in graph.nodes if n.name not in gone], gone)
 
@@ -107,7 +106,7 @@ def fuse_add(graph: Graph) -> Graph:
     users, nodes, gone = graph.users(), graph.by_name(), {}
     fused: dict[str, Node] = {}
     for add in graph.nodes:
-        if add.op != "add" or add.inputs[0] == add.inputs[1]:
+        if add.op != "add" or add.alone or add.inputs[0] == add.inputs[1]:
             continue
         sides = [nodes[name] for name in add.inputs]
         fit = [
@@ -124,7 +123,7 @@ def fuse_add(graph: Graph) -> Graph:
             continue
         dense = max(fit, key=lambda side: order[side.name])
         other = next(name for name in add.inputs if name != dense.name)
-        fused[add.name] = replace(dense, inputs=(*dense.inputs, other), absorbed=(*dense.absorbed, add.name))
+        fused[add.name] = replace(dense, inputs=(*dense.inputs, other), fused=(*dense.fused, add))
         gone[add.name] = dense.name
     moved = {node.name for node in fused.values()}
     kept = [fused.get(n.name, n) for n in graph.nodes if n.name not in moved]
@@ -136,7 +135,7 @@ def fuse_clamp(graph: Graph) -> Graph:
     users, nodes, gone = graph.users(), graph.by_name(), {}
     fused: dict[str, Node] = {}
     for clamp in graph.nodes:
-        if clamp.op != "clamp":
+        if clamp.op != "clamp" or clamp.alone:
             continue
         source = nodes[clamp.inputs[0]]
         if not (source.op in BY_NAME and BY_NAME[source.op].takes_clamp) or "clamp" in source.attrs:
@@ -144,36 +143,9 @@ def fuse_clamp(graph: Graph) -> Graph:
         if source.content != "float" or not _only_reader(graph, users, source.name):
             continue
         attrs = {**source.attrs, "clamp": clamp.attrs["clamp"]}
-        fused[source.name] = replace(source, attrs=attrs, absorbed=(*source.absorbed, clamp.name))
+        fused[source.name] = replace(source, attrs=attrs, fused=(*source.fused, clamp))
         gone[clamp.name] = source.name
     return graph.renamed([fused.get(n.name, n) for n in graph.nodes if n.name not in gone], gone)
-
-
-def look_below_maximum(graph: Graph) -> Graph:
-    """Let calibration ignore what ``exp(x - max(x))`` takes for 0, where nothing else reads x: masks of -1e4.
-
-    The node that makes x gets the attribute ``below_maximum``: axis, and how far below the largest still counts.
-    """
-    users, nodes = graph.users(), graph.by_name()
-    marked: dict[str, Node] = {}
-    for sub in graph.nodes:
-        if sub.op != "sub" or len(sub.inputs) != 2 or nodes[sub.inputs[1]].op != "amax":
-            continue
-        x, largest = (nodes[name] for name in sub.inputs)
-        read = [user for user in users[sub.name] if user.op == "unary" and user.attrs.get("function") == "exp"]
-        if largest.inputs != (x.name,) or not read or len(users[sub.name]) > 1 or len(largest.attrs["axes"]) != 1:
-            continue
-        readers = {user.name for user in users[x.name]}
-        (axis,) = largest.attrs["axes"]
-        from_end = axis - len(x.shape)
-        while x.op == "reshape" and from_end == -1 and x.shape[-1] == nodes[x.inputs[0]].shape[-1]:
-            if x.name in graph.outputs or len(users[x.inputs[0]]) > 1:
-                break
-            x = nodes[x.inputs[0]]
-        own = x.op in BY_NAME and not BY_NAME[x.op].keeps_scale and x.name not in graph.outputs
-        if own and readers == {sub.name, largest.name}:
-            marked[x.name] = replace(x, attrs={**x.attrs, "below_maximum": [from_end, BELOW]})
-    return replace(graph, nodes=tuple(marked.get(node.name, node) for node in graph.nodes))
 
 
 PASSES: tuple[Callable[[Graph], Graph], ...] = (
@@ -183,5 +155,5 @@ PASSES: tuple[Callable[[Graph], Graph], ...] = (
     batch_norm_to_conv,
     fuse_add,
     fuse_clamp,
-    look_below_maximum,
+    look_past_masks,
 )

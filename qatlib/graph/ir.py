@@ -23,8 +23,10 @@ class Node:
 
     ``op`` is the name of an :class:`qatlib.ops.base.Operator`, ``input`` or ``opaque``. ``module`` is the qualified
     name of the called module, empty for functions; ``module_type`` the type or function that people know. ``shape`` has
-    -1 for the batch, -k for k times the batch. ``absorbed`` names the nodes fused into this one, ``where`` is the line
-    of the user's source. An inner step of a composite bears the name of the whole call in ``composite``.
+    -1 for the batch, -k for k times the batch. ``scope`` holds name and type of the modules in whose forward the call
+    was made, the outermost first, the called module last. ``fused`` are the nodes that became part of this one, in
+    order; one that is ``alone`` never becomes part of another. ``where`` is the line of the user's source. An inner
+    step of a composite bears the name of the whole call in ``composite``.
     """
 
     name: str
@@ -36,7 +38,9 @@ class Node:
     module: str = ""
     module_type: str = ""
     where: str = ""
-    absorbed: tuple[str, ...] = ()
+    scope: tuple[tuple[str, str], ...] = ()
+    fused: tuple[Node, ...] = ()
+    alone: bool = False
     callee: Callable[..., Any] | None = None
     content: Content = "float"
     format: Format | None = None
@@ -44,6 +48,32 @@ class Node:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Node:
         return self
+
+    @property
+    def absorbed(self) -> tuple[str, ...]:
+        """Names of the nodes fused into this one."""
+        return tuple(node.name for node in self.fused)
+
+    def places(self) -> list[str]:
+        """Qualified names of all that the call is part of, outermost first; its own name is the last.
+
+        A module that holds others without being called, such as nn.ModuleList, is one of them.
+        """
+        paths = (*(path for path, _ in self.scope), self.name)
+        parts = [path.split(".") for path in paths]
+        return list(dict.fromkeys(".".join(p[:length]) for p in parts for length in range(1, len(p) + 1)))
+
+    def types(self) -> list[tuple[str, str]]:
+        """Qualified name and type of the modules that the call is part of, outermost first; its own are the last."""
+        return [*self.scope, (self.name, self.module_type)]
+
+    def is_under(self, name: str) -> bool:
+        """Whether this, or a node fused into it, is the module or call ``name`` or part of it."""
+        return any(name in node.places() for node in (self, *self.fused))
+
+    def is_of(self, type_name: str) -> bool:
+        """Whether this, or a node fused into it, is a call of that module type or function, or inside of one."""
+        return any(type_name == kind for node in (self, *self.fused) for _, kind in node.types())
 
     def described(self) -> str:
         """Name with source line, for messages."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,14 +13,25 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from qatlib.errors import GraphError
+from qatlib.graph.aliases import Views
 from qatlib.graph.ir import CONSTANT, INPUT, OPAQUE, Graph, Node
-from qatlib.graph.source import BATCHES, Shape, batched, batched_shape, operator_of, source_line
+from qatlib.graph.run import Run
+from qatlib.graph.source import (
+    BATCHES,
+    Shape,
+    batched,
+    batched_shape,
+    operator_of,
+    scope_of,
+    source_line,
+    type_name,
+)
 from qatlib.graph.unsupported import unsupported
 from qatlib.ops.base import BY_FUNCTION, BY_METHOD, BY_NAME, Attrs, Call, Format, Operator, Params, Ref, Traced
 
 
-def normalize(module: fx.GraphModule, runs: list[dict[str, Any]], leaf: set[str], wrap: Sequence[Any]) -> Graph:
-    """``runs`` are the results at :data:`.source.BATCHES`: an axis that differs between them follows the batch."""
+def normalize(module: fx.GraphModule, runs: list[Run], leaf: set[str], wrap: Sequence[Any]) -> Graph:
+    """``runs`` are those at :data:`.source.BATCHES`: an axis that differs between them follows the batch."""
     return _Normalizer(module, runs, leaf, {id(function) for function in wrap}).graph()
 
 
@@ -33,7 +42,7 @@ class _Normalizer:
     """
 
     module: fx.GraphModule
-    runs: list[dict[str, Any]]
+    runs: list[Run]
     leaf: set[str]
     wrapped: set[int]
     nodes: list[Node] = field(default_factory=list)
@@ -46,8 +55,12 @@ class _Normalizer:
 
     def graph(self) -> Graph:
         *calls, output = self.module.graph.nodes
+        views = Views(self, self.nodes)
         for call in calls:
+            before = len(self.nodes)
             self.env[call] = self._visit(call)
+            if call.name in self.runs[0].writes:
+                self._overwrite(call, views, {node.name for node in self.nodes[before:]})
         if self.missing:
             raise unsupported(self.missing)
         leaves, structure = tree_flatten(_plain(self._resolve(output.args[0])))
@@ -65,7 +78,7 @@ class _Normalizer:
         if node.op == "get_attr":
             owner, _, name = str(node.target).rpartition(".")
             return getattr(self.module.get_submodule(owner), name)
-        first, second = (run[node.name] for run in self.runs)
+        first, second = (run.results[node.name] for run in self.runs)
         if not _computed(first):
             return self._constant_tensor(node, first, second) if isinstance(first, Tensor) else _static(first, second)
         if node.op == "placeholder":
@@ -94,11 +107,13 @@ class _Normalizer:
 
     def _shape(self, node: fx.Node) -> tuple[int, ...]:
         """Shape of the first tensor that a call returns."""
-        first, second = (next(x for x in tree_leaves(run[node.name]) if isinstance(x, Shape)) for run in self.runs)
+        first, second = (
+            next(x for x in tree_leaves(run.results[node.name]) if isinstance(x, Shape)) for run in self.runs
+        )
         return batched_shape(first, second, source_line(node) or node.name)
 
     def _content(self, node: fx.Node) -> Any:
-        return next(x for x in tree_leaves(self.runs[0][node.name]) if isinstance(x, Shape)).content
+        return next(x for x in tree_leaves(self.runs[0].results[node.name]) if isinstance(x, Shape)).content
 
     def _call(self, node: fx.Node) -> Any:
         target: Any = node.target
@@ -122,9 +137,10 @@ class _Normalizer:
             operator.name,
             shape=call.out_shape,
             module=str(target) if called else "",
-            module_type=_type_name(node, called),
+            module_type=type_name(node, called),
             where=source_line(node),
             content=self._content(node),
+            scope=scope_of(node),
         )
         site = self.site
         try:
@@ -140,15 +156,36 @@ class _Normalizer:
             result = self._add(
                 replace(site, op=op, inputs=names, attrs=result.attrs, params=result.params, format=result.format)
             )
-        if _in_place(node, called):
-            self._alias(self._resolve(node.args[0]), result)
         return result
 
-    def _alias(self, old: Any, new: Ref) -> None:
-        """After an in-place call everything that held the old tensor holds the result."""
-        for key, value in self.env.items():
-            if value is old or (isinstance(old, Ref) and isinstance(value, Ref) and value.name == old.name):
-                self.env[key] = new
+    def _overwrite(self, node: fx.Node, views: Views, made: set[str]) -> None:
+        """After an in-place call, which ``made`` some nodes, all that held what it changed holds the new elements."""
+        first, second = (run.writes[node.name] for run in self.runs)
+        by_name = {earlier.name: earlier for earlier in self.env}
+        new, target = self.env[node], by_name[first.target]
+        at = source_line(node) or node.name
+        if not isinstance(new, Ref):
+            for name in first.held:
+                leaves, structure = tree_flatten(self.env[by_name[name]])
+                pairs = zip(first.constants[name], second.constants[name], strict=True)
+                leaves = [self._constant_tensor(node, a, b) if isinstance(a, Tensor) else a for a, b in pairs]
+                self.env[by_name[name]] = structure.unflatten(leaves)
+            return
+        if self.missing or not first.held:
+            return
+        if self.nodes[-1].op == OPAQUE:
+            seen = "is kept whole but changes its argument in place, which is read again"
+            raise GraphError("QAT137", at, seen, "Let it return a new tensor")
+        if new.name not in made:  # a copy of another value, which does not change with this one
+            new = self.emit("identity", [new], {}, {}, ".copy", None)
+        nested = {name: tree_flatten(self.env[by_name[name]]) for name in first.held}
+        held = [pair for name, (leaves, _) in nested.items() for pair in zip(leaves, first.held[name], strict=True)]
+        parts = [x for x, how in held if how == "part"]
+        changed = iter(views.change(at, self.env[target], new, parts))
+        for name, (leaves, structure) in nested.items():
+            pairs = zip(leaves, first.held[name], strict=True)
+            leaves = [new if how == "same" else next(changed) if how else x for x, how in pairs]
+            self.env[by_name[name]] = structure.unflatten(leaves)
 
     # -- steps of composites ---------------------------------------------------------------------------------------
 
@@ -180,6 +217,7 @@ class _Normalizer:
             node = Node(
                 name, CONSTANT, (), {}, {"value": tensor}, tuple(tensor.shape), where=self.site.where,
                 module_type="torch.nn.parameter.Parameter" if id(tensor) in own else CONSTANT, content=content,
+                scope=self.site.scope,
             )  # fmt: skip
             self.constants[id(tensor)] = tensor, self._add(node)  # the tensor is kept so that its id stays its own
         return self.constants[id(tensor)][1]
@@ -211,18 +249,18 @@ class _Normalizer:
         return self._add(
             Node(name, OPAQUE, tuple(r.name for r in refs), {}, {}, self._shape(node), str(node.target) if called else
             "",
-                 _type_name(node, called), source_line(node), callee=callee)
+                 type_name(node, called), source_line(node), callee=callee, scope=scope_of(node))
         )  # fmt: skip
 
     def _unsupported(self, node: fx.Node, called: nn.Module | None) -> Any:
         if node.op == "call_module":
             called = self.module.get_submodule(str(node.target))
-        self.missing.append((self._name(node, called), _type_name(node, called), source_line(node)))
+        self.missing.append((self._name(node, called), type_name(node, called), source_line(node)))
         return self._stand_in(node, self.missing[-1][0])
 
     def _stand_in(self, node: fx.Node, name: str) -> Any:
         """What the calls after an unsupported one are handed, so that all unsupported ones are found."""
-        first, second = (run[node.name] for run in self.runs)
+        first, second = (run.results[node.name] for run in self.runs)
         pairs = zip(tree_leaves(first), tree_leaves(second), strict=True)
         refs = [Ref(name, batched_shape(a, b, name), a.content) if isinstance(a, Shape) else a for a, b in pairs]
         return tree_flatten(first)[1].unflatten(refs)
@@ -236,10 +274,9 @@ class _Normalizer:
         if called is not None:
             base = str(node.target)
         else:
-            stack = list((node.meta.get("nn_module_stack") or {}).values())
-            scope = str(stack[-1][0]) if stack and isinstance(stack[-1], tuple) else ""
+            scope = scope_of(node)
             function = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
-            base = f"{scope}.{function}".strip(".")
+            base = f"{scope[-1][0]}.{function}" if scope else str(function)
         return self._free(base)
 
     def _free(self, base: str) -> str:
@@ -267,24 +304,6 @@ def _on_meta(op: str, inputs: Sequence[Ref], attrs: Attrs, params: Params, batch
     tensors = [torch.empty(s, dtype=kinds[r.content], device="meta") for s, r in zip(sizes, inputs, strict=True)]
     on_meta = {role: tensor.detach().to("meta") for role, tensor in params.items()}
     return Shape.of(BY_NAME[op].forward(attrs, on_meta, *tensors))
-
-
-_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
-
-
-def _in_place(node: fx.Node, called: nn.Module | None) -> bool:
-    """Whether a call overwrites its first argument."""
-    if called is not None:
-        return bool(getattr(called, "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    plain = node.target in (operator.and_, operator.or_, operator.not_)  # named so because of the keywords
-    if node.target in _IN_PLACE or (name.endswith("_") and not name.endswith("__") and not plain):
-        return True
-    try:
-        bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return bool(node.kwargs.get("inplace", False))
-    return bool(bound.arguments.get("inplace", False))
 
 
 def _of_torch(function: Any) -> bool:
@@ -317,17 +336,3 @@ def _followed(first: Any, second: Any) -> Any:
         size = batched(first, second)
         return -1 if size is None else size
     return first if first == second else -1
-
-
-def _type_name(node: fx.Node, called: nn.Module | None) -> str:
-    if called is not None:
-        return f"{type(called).__module__}.{type(called).__qualname__}"
-    if isinstance(node.target, str):
-        return f"torch.Tensor.{node.target}"
-    return function_type(node.target)
-
-
-def function_type(function: Any) -> str:
-    """Module and name of a function, as people write it."""
-    package = re.sub(r"^_operator$", "operator", getattr(function, "__module__", None) or "torch")
-    return f"{package}.{getattr(function, '__name__', function)}"

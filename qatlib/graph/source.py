@@ -6,9 +6,11 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.utils import parametrize
 
 from qatlib.errors import GraphError
 from qatlib.ops.base import BY_MODULE, Content, Operator
@@ -64,3 +66,31 @@ def source_line(node: fx.Node) -> str:
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.stack_trace or "")
     own = [f"{Path(path).name}:{line}" for path, line in frames if not path.startswith(LIBRARIES)]
     return own[-1] if own else ""
+
+
+def scope_of(node: fx.Node) -> tuple[tuple[str, str], ...]:
+    """Qualified name and type of the modules in whose call a node was made, outermost first."""
+    stack = (node.meta.get("nn_module_stack") or {}).values()
+    return tuple((path, class_name(kind)) for path, kind in stack)
+
+
+def class_name(kind: type) -> str:
+    """Module and name of a class; of one that torch made for parametrized weights, those of the user's class."""
+    if kind.__module__ == parametrize.__name__ and kind.__name__.startswith("Parametrized"):
+        kind = kind.__bases__[0]
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def type_name(node: fx.Node, called: nn.Module | None) -> str:
+    """Of the called module, function or method, as people write it."""
+    if called is not None:
+        return class_name(type(called))
+    if isinstance(node.target, str):
+        return f"torch.Tensor.{node.target}"
+    return function_type(node.target)
+
+
+def function_type(function: Any) -> str:
+    """Module and name of a function, as people write it."""
+    package = re.sub(r"^_operator$", "operator", getattr(function, "__module__", None) or "torch")
+    return f"{package}.{getattr(function, '__name__', function)}"

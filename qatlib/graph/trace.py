@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from qatlib.errors import GraphError
 from qatlib.graph.ir import Graph
 from qatlib.graph.normalize import normalize
+from qatlib.graph.run import fails, run_at
 from qatlib.graph.snapshot import as_it_was
-from qatlib.graph.source import BATCHES, LIBRARIES, Shape, operator_of, source_line
+from qatlib.graph.source import BATCHES, LIBRARIES, operator_of
 from qatlib.graph.verify import verify
 
 
@@ -48,7 +49,7 @@ def trace(
                 "is assigned in forward, so that one call changes the next",
                 "Take the state as an input of the model and return it as an output",
             )
-        runs = [_results(module, example_inputs, batch) for batch in BATCHES]
+        runs = [run_at(module, example_inputs, batch) for batch in BATCHES]
         return verify(normalize(module, runs, set(leaf), wrap), "trace")
 
 
@@ -57,7 +58,7 @@ class _FollowsBatchError(TypeError):
 
 
 class _Proxy(fx.Proxy):
-    """Sees ``x += y`` as the in-place operation that it is; fx takes it for ``x = x + y``.
+    """Sees ``x += y`` as the in-place operation that it is, which fx takes for ``x = x + y``, and ``x[key] = y``.
 
     Sizes, and whatever else the example inputs tell for every batch size, may be compared, counted, sliced with and
     iterated over: ``assert h == 16``, ``table[:, :length]``, ``for part in x.split(4)``.
@@ -94,6 +95,9 @@ class _Proxy(fx.Proxy):
     def __len__(self) -> int:
         length = self.tracer.example_length(self.node)
         return super().__len__() if length is None else length
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
     def __iadd__(self, other: Any) -> fx.Proxy:
         return self._in_place(operator.iadd, other)
@@ -132,7 +136,7 @@ class _Examples(fx.Interpreter):
                 try:
                     self.env[earlier] = self.run_node(earlier)
                 except Exception as error:
-                    raise _fails(earlier, error) from error
+                    raise fails(earlier, error) from error
         return self.env[node]
 
 
@@ -233,60 +237,3 @@ def _symbolic(
     for node in graph.nodes:
         node.meta.pop("is_wrapped", None)  # else fx wraps the function by its name in every later trace
     return fx.GraphModule(model, graph)
-
-
-def _fails(node: fx.Node, error: Exception) -> GraphError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    at = source_line(node) or node.name
-    return GraphError("QAT131", at, f"fails on the example input: {reason}", "Check shapes of data and model")
-
-
-# -- shapes ------------------------------------------------------------------------------------------------------------
-
-
-_NEW = ("new_zeros", "new_ones", "new_full", "new_tensor", "zeros_like", "ones_like", "full_like")
-"""Calls that read shape and type of a tensor, not its elements."""
-
-
-class _Recorder(fx.Interpreter):
-    """Runs the traced model and keeps what every call returned: a :class:`Shape` for each tensor that depends on the
-    inputs, and anything else, constant tensors included, as it is.
-    """
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.extra_traceback = False
-        self.results: dict[str, Any] = {}
-        self._from_inputs: set[fx.Node] = set()
-
-    def run_node(self, n: fx.Node) -> Any:
-        try:
-            result = super().run_node(n)
-        except Exception as error:
-            raise _fails(n, error) from error
-        if self._depends(n, result):
-            self._from_inputs.add(n)
-            self.results[n.name] = tree_map(lambda x: Shape.of(x) if isinstance(x, Tensor) else x, result)
-        else:
-            self.results[n.name] = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, result)
-        return result
-
-    def _depends(self, n: fx.Node, result: Any) -> bool:
-        """Whether a call's tensors depend on the elements of the inputs; what is random counts as if it did."""
-        if n.op in ("placeholder", "get_attr", "output"):
-            return n.op != "get_attr"
-        name = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "")
-        if not any(isinstance(x, Tensor) for x in tree_leaves(result)) or name in _NEW:
-            return False
-        return name.startswith(("rand", "normal", "bernoulli")) or any(
-            source in self._from_inputs for source in n.all_input_nodes
-        )
-
-
-def _results(module: fx.GraphModule, inputs: Sequence[Tensor], batch: int) -> dict[str, Any]:
-    """By name of fx node what :class:`_Recorder` keeps, at one batch size."""
-    recorder = _Recorder(module)
-    arguments = iter([torch.cat([x[:1]] * batch) for x in inputs])
-    nodes = [n for n in module.graph.nodes if n.op == "placeholder"]
-    recorder.run(*(next(arguments, None) if not n.args else next(arguments, n.args[0]) for n in nodes))
-    return recorder.results

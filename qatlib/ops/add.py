@@ -27,6 +27,7 @@ from qatlib.ops.elementwise import (
     sum_factors,
     whole,
 )
+from qatlib.ops.masks import FILL
 from qatlib.program import Op, Program
 
 if TYPE_CHECKING:
@@ -34,10 +35,6 @@ if TYPE_CHECKING:
     from qatlib.export.integer import IntegerGraph
     from qatlib.export.qdq import QdqGraph
     from qatlib.lowering import Lowering
-
-
-FAR_BELOW = -1e9
-"""An element of a constant that is this low, or -inf, is a mask: nothing of what it is added to remains."""
 
 
 def weighted_sum(call: Call, a: Any, b: Any, weight: Any) -> Any:
@@ -58,19 +55,19 @@ def weighted_sum(call: Call, a: Any, b: Any, weight: Any) -> Any:
         return Traced((operand(call, a, content), operand(call, b, content)), {"function": "or"}, op="logical")
     if factor == 1 and content == "float":
         for x, mask in ((a, b), (b, a)):
-            if isinstance(x, Ref) and isinstance(mask, Tensor) and bool((mask <= FAR_BELOW).any()):
+            if isinstance(x, Ref) and isinstance(mask, Tensor) and bool((mask <= FILL).any()):
                 return _masked(call, x, mask)
     inputs = (operand(call, a, content), operand(call, b, content))
     return Traced(inputs, op="add") if factor == 1 else Traced(inputs, {"alpha": -factor}, op="sub")
 
 
 def _masked(call: Call, x: Ref, mask: Tensor) -> Traced:
-    """x plus a constant with elements :data:`FAR_BELOW`: step ``.bias`` adds the others, then those are put in."""
-    hidden = mask <= FAR_BELOW
+    """x plus a constant that goes down to :data:`FILL`: step ``.bias`` adds the others, then those are put in."""
+    hidden = mask <= FILL
     if bool((mask[~hidden] != 0).any()):
         kept = call.derive(mask, "kept", lambda m: m.masked_fill(hidden, 0.0))
         x = call.emit("add", [x, call.ref(kept)], suffix=".bias", format=INT16)
-    return Traced((call.ref(hidden), x), {"true": FAR_BELOW, "false": None}, op="where")
+    return Traced((call.ref(hidden), x), {"true": FILL, "false": None}, op="where")
 
 
 class Add(Elementwise):

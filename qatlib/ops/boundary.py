@@ -12,6 +12,7 @@ from torch import Tensor
 from qatlib.errors import ProgramError
 from qatlib.fake.stubs import DeQuantStub, QuantStub
 from qatlib.ops.base import Attrs, Call, Kernel, Operator, Params, Range, Ref, Traced
+from qatlib.ops.masks import FILL
 from qatlib.program import Op, Program
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Quantize(Operator):
         return Traced((_one_ref(call),), attrs)
 
     def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:
-        return inputs[0]
+        """The input; where it may hold masks, -inf as a finite number, for it has a code as well."""
+        return inputs[0].clamp(min=FILL) if "below_maximum" in attrs else inputs[0]
 
     def lower(self, low: Lowering) -> None:
         low.emit(self.name, {})

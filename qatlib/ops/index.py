@@ -89,14 +89,14 @@ class Slice(Movement):
         sizes: list[int] = []
         lists: dict[int, Tensor] = {}
         reshaped, axis = False, 0
-        for key in _full(keys, len(x.shape)):
+        for key in full_keys(keys, len(x.shape)):
             if key is None:
                 sizes.append(1)
                 reshaped = True
                 continue
             size = x.shape[axis]
             if isinstance(key, slice):
-                cut = self._cut(call, size, key)
+                cut = self.cut(call, size, key)
                 if cut is not None:
                     cuts[axis] = cut
                     size = len(range(*cut))
@@ -119,7 +119,7 @@ class Slice(Movement):
         return finish(call, self.name, x, [*steps, *_listed(sizes, lists)])
 
     @staticmethod
-    def _cut(call: Call, size: int, key: slice) -> Cut | None:
+    def cut(call: Call, size: int, key: slice) -> Cut | None:
         """The positions of a slice; None for all of them."""
         parts = (key.start, key.stop, key.step)
         if not all(part is None or isinstance(part, int) for part in parts):
@@ -151,7 +151,7 @@ def _slice_inputs(graph: Graph, attrs: Attrs) -> list[str]:
     return [graph.constant(np.array(attrs[name], np.int64)) for name in ("starts", "stops", "axes", "steps")]
 
 
-def _full(keys: Sequence[Any], axes: int) -> list[Any]:
+def full_keys(keys: Sequence[Any], axes: int) -> list[Any]:
     """``keys`` with Ellipsis written out, so that every axis has its key."""
     missing = axes - sum(_consumed(key) for key in keys)
     at = next((i for i, key in enumerate(keys) if key is Ellipsis), len(keys))

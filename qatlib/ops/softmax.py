@@ -10,10 +10,9 @@ from torch.nn import functional as F
 
 from qatlib.ops.base import Call, Format, Ref
 from qatlib.ops.composite import INT16, Composite
+from qatlib.ops.masks import BELOW
 from qatlib.ops.reduce import positions
 
-BELOW = 16.0
-"""exp(-16) is 1.1e-7: what is further below the largest of its row counts as 0."""
 _DIFFERENCE = Format("int16", BELOW / 2**15)
 _EXPONENTIAL = Format("int16", 1 / (2**15 - 1))
 

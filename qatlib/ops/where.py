@@ -25,6 +25,7 @@ from qatlib.ops.elementwise import (
     promoted,
     whole,
 )
+from qatlib.ops.masks import FILL
 from qatlib.program import Op, Program
 from qatlib.qtype import QType
 
@@ -35,13 +36,6 @@ if TYPE_CHECKING:
     from qatlib.lowering import Lowering
 
 SIDES = ("true", "false")
-MASKED = -1e9
-"""Numbers down from here only mark what is masked: they saturate, and calibration looks past them.
-
--inf becomes this number, so that calibration meets finite values behind it; both have the lowest code.
-"""
-DISTANCE = 16.0
-"""What is this far below the largest of its row (last axis) counts 0 in a softmax: ``exp(-16)`` is 1e-7."""
 
 
 class Where(Elementwise):
@@ -75,9 +69,7 @@ class Where(Elementwise):
             elif math.isnan(attrs[side]) or attrs[side] == math.inf:
                 raise call.refuse(f"fills with {attrs[side]}", "Use a finite number, or -inf for a mask")
             elif content == "float":
-                attrs[side] = MASKED if attrs[side] == -math.inf else float(attrs[side])
-        if any(attrs[side] is not None and attrs[side] <= MASKED for side in SIDES):
-            attrs["below_maximum"] = (-1, DISTANCE)
+                attrs[side] = FILL if attrs[side] == -math.inf else float(attrs[side])
         return Traced((truth(call, condition), *branches), attrs, op="where")
 
     def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:

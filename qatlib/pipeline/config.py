@@ -166,6 +166,7 @@ class QatParams(_Params):
     loss_kwargs: dict[str, Any] = {}
     distill: DistillParams | None = None
     relu6: Many[Name] = ()
+    forward: Literal["fake_quant", "exact"] = "fake_quant"
     amp: Literal["bf16"] | None = None
     channels_last: bool = False
     on_nan: Literal["stop", "rewind"] = "stop"
@@ -265,6 +266,7 @@ class Goal(_Params):
 class RuntimeParams(_Params):
     device: Annotated[str, Field(pattern=_DEVICE)] = "cpu"
     threads: Count = 1
+    processes: Count = 1
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 

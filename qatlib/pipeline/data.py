@@ -50,7 +50,11 @@ def open_split(config: Config, split: Split, extra: Mapping[str, Any] = MappingP
 
 @dataclass(frozen=True)
 class Loader:
-    """Batches of a dataset; iterating it again gives the same batches again. Made by :func:`loader`."""
+    """Batches of a dataset; iterating it again gives the same batches again. Made by :func:`loader`.
+
+    ``stride`` takes every so manieth batch, ``part`` (k, n) the rows k, k + n, … of each, all of a batch that has fewer
+    than n: what one of several processes sees.
+    """
 
     dataset: Dataset[Any]
     batch_size: int
@@ -59,22 +63,29 @@ class Loader:
     start_batch: int
     limit: int | None
     split: str
+    stride: int = 1
+    part: tuple[int, int] = (0, 1)
 
     def __len__(self) -> int:
         """Number of batches that iterating gives, those before ``start_batch`` not counted."""
+        return len(self._numbers())
+
+    def _numbers(self) -> range:
         total = -(-len(self.dataset) // self.batch_size)  # type: ignore[arg-type]
-        return max(0, (total if self.limit is None else min(total, self.limit)) - self.start_batch)
+        return range(self.start_batch, total if self.limit is None else min(total, self.limit), self.stride)
 
     def __iter__(self) -> Iterator[Batch]:
         order = batch_order(len(self.dataset), self.shuffle_seed, self.epoch)  # type: ignore[arg-type]
         tensors = _tensors(self.dataset)
-        for number in range(self.start_batch, self.start_batch + len(self)):
+        for number in self._numbers():
             indices = order[number * self.batch_size : (number + 1) * self.batch_size]
+            first, step = self.part
+            indices = indices[first::step] if len(indices) >= step else indices
             if tensors is not None:
                 batch = _index(tensors, indices)
             else:
-                with seeded(mix(self.shuffle_seed or 0, self.epoch, number)):
-                    batch = _collate(self.dataset, indices.tolist(), self.split)
+                with seeded(0):
+                    batch = _collate(self.dataset, indices.tolist(), self.split, (self.shuffle_seed or 0, self.epoch))
             check_finite(batch[0], self.split, number, indices.tolist())
             yield batch
 
@@ -88,17 +99,19 @@ def loader(
     start_batch: int = 0,
     limit: int | None = None,
     split: str = "data",
+    stride: int = 1,
+    part: tuple[int, int] = (0, 1),
 ) -> Loader:
     """Batches of ``dataset`` in an order that depends on (``shuffle_seed``, ``epoch``) alone; None keeps file order.
 
-    So a run that stopped goes on at ``start_batch`` with what would have come: random augmentation is seeded per batch
+    So a run that stopped goes on at ``start_batch`` with what would have come: random augmentation is seeded per item
     too (torch, numpy, random). The last batch may be smaller. ``limit`` ends after that many batches of the epoch.
     Iterating raises DataError QAT110 (empty), QAT111 (shapes and types) or QAT112 (NaN or infinity in the inputs).
     """
     if len(dataset) == 0:  # type: ignore[arg-type]
         raise DataError("QAT110", f"{split} data", "is empty", "Check data.kwargs and the files read")
     _check_first(dataset, split)
-    return Loader(dataset, batch_size, shuffle_seed, epoch, start_batch, limit, split)
+    return Loader(dataset, batch_size, shuffle_seed, epoch, start_batch, limit, split, stride, part)
 
 
 def batch_order(items: int, shuffle_seed: int | None, epoch: int) -> Tensor:
@@ -172,15 +185,19 @@ def mix(*numbers: int) -> int:
 def seeded(seed: int) -> Iterator[None]:
     """Random generators of the CPU seeded inside, restored after."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
+    _seed(seed)
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
 
 
 def _tensors(dataset: Any) -> tuple[Tensor, Tensor, Tensor | None] | None:
@@ -241,8 +258,11 @@ def _split_item(item: Any, split: str, index: int) -> tuple[tuple[Any, ...], Any
     return inputs, item[1]
 
 
-def _collate(dataset: Any, indices: list[int], split: str) -> Batch:
-    items = [_split_item(_item(dataset, index, split), split, index) for index in indices]
+def _collate(dataset: Any, indices: list[int], split: str, seeds: tuple[int, int]) -> Batch:
+    items = []
+    for index in indices:
+        _seed(mix(*seeds, index))
+        items.append(_split_item(_item(dataset, index, split), split, index))
     first = [tuple(value.shape) for value in items[0][0]]
     for index, (inputs, _) in zip(indices, items, strict=True):
         shapes = [tuple(value.shape) for value in inputs]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from qatlib.errors import CheckpointError, ConfigError, QConfigError
+from qatlib.fake import distributed
+from qatlib.fake.choose import Rules, attributes_of
 from qatlib.fake.fake_quant import FakeQuantize
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.prepare import fuse_fx, is_high_precision_candidate, prepare_graph
@@ -58,10 +60,20 @@ class Project:
         """The train split as QAT sees it: ``qat.data_kwargs`` over ``data.kwargs``."""
         return open_split(self.config, "train", self.config.qat.data_kwargs)
 
+    def calibration_batches(self) -> Loader:
+        """Batches for the observers: of several processes each has some of them."""
+        section, stride = self.config.calibrate, distributed.size()
+        shown = self.split("calib", section.batches * section.batch_size)
+        return loader(shown, section.batch_size, start_batch=distributed.rank(), stride=stride, split="calib")
+
     def training_batches(self, epoch: int, start_batch: int = 0) -> Loader:
-        """Batches of one epoch, from ``start_batch`` on; the order follows ``runtime.seed`` and the epoch."""
+        """Batches of one epoch, from ``start_batch`` on; the order follows ``runtime.seed`` and the epoch.
+
+        Of several processes each has some rows of every batch.
+        """
         seed, size = self.config.runtime.seed, self.config.qat.batch_size
-        return loader(self.training_data, size, seed, epoch, start_batch=start_batch, split="train")
+        part = (distributed.rank(), distributed.size())
+        return loader(self.training_data, size, seed, epoch, start_batch=start_batch, split="train", part=part)
 
     def metric(self) -> Metric:
         return make_metric(self.config.metric.factory, self.config.metric.kwargs)
@@ -104,17 +116,20 @@ class Project:
     def fake_quant_model(self, relu6: Sequence[str] = ()) -> FakeQuantModel:
         """A freshly prepared model with the formats of ``qconfig`` and the float operators of ``qat.hybrid``.
 
-        The operators in ``relu6`` end in relu6 instead of relu. Raises QConfigError (QAT197) if nothing is left to
-        quantize.
+        Modules that have an attribute ``qconfig`` go by that. The operators in ``relu6`` end in relu6 instead of relu.
+        Raises QConfigError (QAT197) if nothing is left to quantize.
         """
         graph = bounded_by(self.graph, relu6)
         hybrid = self.resolve_ops(self.config.qat.hybrid, "qat.hybrid")
-        model = prepare_graph(graph, _Formats(self.config, graph), hybrid).to(self.device)
-        if hybrid and all(op.hybrid or op.node.op in ("quantize", "dequantize") for _, op in model.ops()):
+        formats = _Formats(self.config, graph, attributes_of(self.float_model))
+        floats = {*hybrid, *formats.floats}
+        model = prepare_graph(graph, formats, floats).to(self.device)
+        if floats and all(op.hybrid or op.node.op in ("quantize", "dequantize") for _, op in model.ops()):
+            by = f"{list(self.config.qat.hybrid)}" if hybrid else "qconfig = None in the model"
             raise QConfigError(
                 "QAT197",
-                "qat.hybrid",
-                f"{list(self.config.qat.hybrid)} leaves no operator to quantize: all {len(hybrid)} stay float",
+                "qat.hybrid" if hybrid else "model",
+                f"{by} leaves no operator to quantize: all {len(floats)} stay float",
                 "Name fewer modules",
             )
         return model
@@ -126,8 +141,8 @@ class Project:
 
     def resolve_ops(self, patterns: tuple[str, ...], key: str) -> tuple[str, ...]:
         """Names of the operators that match strings cover; a fused module stands for the operator it is part of."""
-        owner = _owners(self.graph)
-        return tuple(dict.fromkeys(owner[name] for name in resolve(patterns, owner, key)))
+        owners = _owners(self.graph)
+        return tuple(dict.fromkeys(op for name in resolve(patterns, owners, key) for op in owners[name]))
 
     def save_fake_quant(self, model: FakeQuantModel, path: str | Path) -> None:
         """Write a checkpoint that :meth:`load_fake_quant` reads."""
@@ -189,44 +204,79 @@ def _apart(one: str, other: str) -> list[str]:
     return [f"format of {name}" for name in sorted(a | b) if a.get(name) != b.get(name)]
 
 
-def _owners(graph: Graph) -> dict[str, str]:
-    """Names a user may write, of operators and of what was fused into them → operator."""
-    owner = {node.name: node.name for node in graph.nodes if node.op != INPUT}
-    owner |= {node.composite: node.name for node in graph.nodes if node.composite}  # its last step
+def _owners(graph: Graph) -> dict[str, tuple[str, ...]]:
+    """Names a user may write → operators: of operators, of what was fused into them, of modules made of functions."""
+    owners: dict[str, tuple[str, ...]] = {node.name: (node.name,) for node in graph.nodes if node.op != INPUT}
+    owners |= {node.composite: (node.name,) for node in graph.nodes if node.composite}  # its last step
     for node in graph.nodes:
         for name in node.absorbed:
-            owner.setdefault(name, node.name)
-    return owner
+            owners.setdefault(name, (node.name,))
+    for module, operators in _made_of_functions(graph).items():
+        owners.setdefault(module, operators)
+    return owners
+
+
+def _made_of_functions(graph: Graph) -> dict[str, tuple[str, ...]]:
+    """Operators of every module that calls functions and no module, such as a convolution that makes its weights."""
+    last = {node.composite or node.name: node.name for node in graph.nodes}
+    calls = [(last[node.composite or node.name], part) for node in graph.nodes for part in (node, *node.fused)]
+    callers = {path for _, part in calls for path, _ in part.scope[:-1]}
+    found: dict[str, dict[str, None]] = {}
+    for operator, part in calls:
+        if part.scope and not part.module and part.scope[-1][0] not in callers:
+            found.setdefault(part.scope[-1][0], {})[operator] = None
+    return {path: tuple(operators) for path, operators in found.items()}
 
 
 class _Formats:
-    """``qconfig`` of ``params.yaml`` as a choice per node."""
+    """``qconfig`` of ``params.yaml``, and of modules that have it as an attribute, as a choice per node.
 
-    def __init__(self, config: Config, graph: Graph) -> None:
+    ``floats`` are the operators that such an attribute keeps in float.
+    """
+
+    def __init__(self, config: Config, graph: Graph, attributes: Mapping[str, QConfig | None]) -> None:
         section, calibrate = config.qconfig, config.calibrate
         self._graph, self._outputs = graph, section.outputs
-        self._weight = replace(QConfig().weight, dtype=section.default.weight, method=calibrate.weight_method)
-        owner = _owners(graph)
-        matched = first_match(section.overrides, owner, "qconfig.overrides")
-        self._overrides: dict[str, Override] = {}
-        for name, record in sorted(matched.items(), key=lambda item: section.overrides.index(item[1])):
-            self._overrides.setdefault(owner[name], record)
-        self._refuse_without_effect(section.overrides)
-        self._inputs = first_match(section.inputs, graph.inputs, "qconfig.inputs")
-        self._candidates = {n.name for n in graph.nodes if is_high_precision_candidate(graph, n)}
-        self._default = FakeQuantSpec(
+        default = FakeQuantSpec(
             dtype=section.default.activation,
             method=method_for(section.default.activation, calibrate.method),
             percentile=calibrate.percentile,
             bins=calibrate.bins,
             averaging_constant=config.qat.averaging_constant,
         )
+        weight = replace(QConfig().weight, dtype=section.default.weight, method=calibrate.weight_method)
+        whole = attributes.get("", QConfig(default, weight))
+        self._default = (whole and whole.activation) or default
+        self._weight = whole.weight if whole else weight
+        rules = Rules(whole, attributes=attributes)
+        found = {node.name: rules.of(node) for node in graph.nodes if node.op != INPUT}
+        self._given = {name: one.qconfig for name, one in found.items() if one.place}
+        self.floats = tuple(name for name, one in found.items() if one.qconfig is None)
+        owners = _owners(graph)
+        matched = first_match(section.overrides, owners, "qconfig.overrides")
+        self._overrides: dict[str, Override] = {}
+        for name, record in sorted(matched.items(), key=lambda item: section.overrides.index(item[1])):
+            for operator in owners[name]:
+                self._overrides.setdefault(operator, record)
+        self._refuse_without_effect(section.overrides)
+        self._inputs = first_match(section.inputs, graph.inputs, "qconfig.inputs")
+        self._candidates = {n.name for n in graph.nodes if is_high_precision_candidate(graph, n)}
 
     def _refuse_without_effect(self, records: tuple[Override, ...]) -> None:
-        """An override that only names ops which pass on the format of their input would change nothing."""
+        """An override that only names ops which pass on the format of their input would change nothing.
+
+        Nor would one that names modules which have their own QConfig.
+        """
         nodes = self._graph.by_name()
         for index, record in enumerate(records):
             hit = [nodes[name] for name, used in self._overrides.items() if used is record]
+            if hit and all(node.name in self._given for node in hit):
+                raise QConfigError(
+                    "QAT147",
+                    f"qconfig.overrides[{index}].match {record.match!r}",
+                    f"names only {', '.join(node.name for node in hit[:5])}, whose modules have an attribute qconfig",
+                    "Remove the override, or the attribute where the model is made",
+                )
             if hit and all(node.op in BY_NAME and BY_NAME[node.op].keeps_scale for node in hit):
                 raise QConfigError(
                     "QAT147",
@@ -236,11 +286,13 @@ class _Formats:
                 )
 
     def __call__(self, node: Node) -> QConfig:
+        if (given := self._given.get(node.name)) is not None:
+            return given.with_format(node.format)
         record: Override | InputFormat | None = self._overrides.get(node.name)
         if record is None and node.op == "quantize":
             record = self._inputs.get(node.inputs[0])
         override = record if isinstance(record, Override) else None
-        weight = replace(self._weight, dtype=(override and override.weight) or self._weight.dtype)
+        weight = replace(self._weight, dtype=override.weight) if override and override.weight else self._weight
         if self._high_precision(node, override):
             return QConfig(None, weight)
         if record is None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qatlib.atomic import write_text
+from qatlib.fake.distributed import rank
 from qatlib.fake.epochs import Epoch
 
 
@@ -26,7 +27,7 @@ class Shown:
 
 @contextmanager
 def step_bar(title: str) -> Iterator[Shown]:
-    """A progress bar on stderr."""
+    """A progress bar on stderr; of several processes the first shows it."""
     columns = (
         TextColumn(title),
         BarColumn(),
@@ -34,7 +35,7 @@ def step_bar(title: str) -> Iterator[Shown]:
         TextColumn("loss {task.fields[loss]:.4f}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True, quiet=rank() > 0), transient=True) as bar:
         task = bar.add_task(title, total=None, loss=math.nan)
         yield Shown(
             lambda step, total, loss: bar.update(task, completed=step, total=total, loss=loss),

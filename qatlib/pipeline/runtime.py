@@ -13,12 +13,14 @@ from qatlib.pipeline.config import RuntimeParams
 
 
 def setup(runtime: RuntimeParams) -> torch.device:
-    """Apply ``runtime`` to this process and return the device.
+    """Apply ``runtime`` to this process and return the device: of several processes each has the GPU of its number.
 
     CPU kernels without a deterministic form raise when called; CUDA ones warn, because common backward kernels have
     none there. TF32 is off. Raises StageError QAT191 if the device is not there.
     """
     device = torch.device(runtime.device)
+    if device.type == "cuda" and runtime.processes > 1:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
     if device.type == "cuda":
         # cuBLAS reads it when the first handle is made.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

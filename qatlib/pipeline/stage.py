@@ -26,7 +26,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,6 +38,7 @@ from pydantic import BaseModel
 from qatlib.errors import QatError, StageError
 from qatlib.pipeline.config import load_config
 from qatlib.pipeline.entry import describe
+from qatlib.pipeline.launch import MESSAGES, is_worker, joined, launch, leads, report
 
 STATE_FOLDER = ".qatlib"
 """Git-ignored folder of locks (in the working copy) and scratch files (in the main repository)."""
@@ -47,12 +48,13 @@ _INIT_COMMAND = Path("/proc/1/cmdline")
 _scratch: dict[str, tuple[Path, FileLock]] = {}
 
 
-def stage(name: str) -> Callable[[Callable[..., None]], click.Command]:
+def stage(name: str, parallel: bool = False) -> Callable[[Callable[..., None]], click.Command]:
     """Decorator that makes a click command of ``function(config, **options)``.
 
     The command reads ``params.yaml``, takes the lock of the stage, and turns every failure into one message on stderr:
     exit code 1 for errors, 130 for Ctrl-C, 143 for SIGTERM. ``-v`` or ``QATLIB_VERBOSE=1`` shows the traceback.
-    click options of ``function`` are kept.
+    click options of ``function`` are kept. A ``parallel`` stage runs in ``runtime.processes`` processes, each of which
+    calls ``function``.
     """
 
     def decorate(function: Callable[..., None]) -> click.Command:
@@ -60,8 +62,14 @@ def stage(name: str) -> Callable[[Callable[..., None]], click.Command]:
         def run(verbose: bool, **options: Any) -> None:
             with reported(name, verbose), dies_with_dvc():
                 config = load_config()
-                with lock(name):
-                    function(config, **options)
+                with lock(name) if leads() else nullcontext():
+                    if parallel and is_worker():
+                        with joined(config.runtime):
+                            function(config, **options)
+                    elif parallel and config.runtime.processes > 1:
+                        launch(f"stages.{name}", config.runtime.processes, sys.argv[1:])
+                    else:
+                        function(config, **options)
 
         flag = click.option(
             "-v", "--verbose", is_flag=True, envvar="QATLIB_VERBOSE", help="Show the traceback of an error."
@@ -93,7 +101,8 @@ def _end(message: str, exit_code: int, error: BaseException, verbose: bool) -> N
     sys.stdout.flush()
     if verbose:
         traceback.print_exception(error)
-    click.echo(message, err=True)
+    if not report(message, exit_code):
+        click.echo(message, err=True)
     sys.exit(exit_code)
 
 
@@ -114,7 +123,7 @@ def dies_with_dvc() -> Iterator[None]:
 
     DVC starts a stage through a shell, which may stay between them and outlive DVC; so a thread watches the whole line
     of ancestors up to DVC (own parent only where there is no ``/proc``). A stage started by hand
-    (``nohup python -m stages.qat &``) outlives its shell.
+    (``nohup python -m stages.qat &``) outlives its shell; one of several processes does not outlive what started it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -122,7 +131,7 @@ def dies_with_dvc() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, _terminate)
     done = threading.Event()
     try:
-        if "DVC_STAGE" in os.environ:
+        if "DVC_STAGE" in os.environ or MESSAGES in os.environ:
             lineage = _lineage()
             if _adopted(lineage[-1]):
                 raise _Terminated(143)

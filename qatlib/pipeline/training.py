@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from qatlib.fake.distill import Distillation
+from qatlib.fake.distributed import rank, size
 from qatlib.fake.epochs import Epoch, Scores
 from qatlib.fake.float_form import float_form
 from qatlib.fake.model import FakeQuantModel
@@ -21,7 +22,7 @@ from qatlib.pipeline.project import Project
 from qatlib.pipeline.reporting import Shown
 
 
-def trainer_of(project: Project, calibrated: str, scratch: Path, shown: Shown) -> Trainer:
+def trainer_of(project: Project, calibrated: str, scratch: Path | None, shown: Shown) -> Trainer:
     """The trainer of section ``qat``, from the checkpoint ``calibrated``. Without epochs it opens no training data."""
     section, seed = project.config.qat, project.config.runtime.seed
     items = _count(project) if section.epochs else 0
@@ -37,7 +38,7 @@ def trainer_of(project: Project, calibrated: str, scratch: Path, shown: Shown) -
         higher_is_better=project.metric().higher_is_better,
         device=project.device,
         distillation=Distillation.of(section.distill, project.float_model) if teaches and section.distill else None,
-        items=partial(_items, items, section.batch_size, seed),
+        items=partial(_items, items, section.batch_size, seed, (rank(), size())),
         seed=seed,
         scratch=scratch,
         on_step=shown.on_step,
@@ -99,9 +100,10 @@ def _count(project: Project) -> int:
     return len(project.training_data)  # type: ignore[arg-type]
 
 
-def _items(items: int, size: int, seed: int, epoch: int, batch: int) -> list[int]:
+def _items(items: int, size: int, seed: int, part: tuple[int, int], epoch: int, batch: int) -> list[int]:
+    """Dataset indices of what this process sees of a batch, as :class:`qatlib.pipeline.data.Loader` deals it out."""
     found: list[int] = _order(items, seed, epoch)[batch * size : (batch + 1) * size].tolist()
-    return found
+    return found[part[0] :: part[1]] if len(found) >= part[1] else found
 
 
 @lru_cache(maxsize=1)

@@ -14,8 +14,9 @@ from qatlib.fake.model import FakeQuantModel, set_fake_quantize
 from qatlib.fake.qconfig import FakeQuantSpec, QConfig
 from qatlib.fake.state import FakeQuantState
 from qatlib.graph.ir import Node
+from tests.fake import training as fit
 from tests.kind_nets import NETS
-from tests.models import calibrated, everything, images
+from tests.models import Tiny, calibrated, everything, images
 
 
 def training(model: FakeQuantModel) -> FakeQuantModel:
@@ -123,3 +124,23 @@ def test_what_has_no_integer_form_is_named() -> None:
     forward = ExactForward(training(model))
     forward(x)
     assert forward.islands == ("block.conv",)
+
+
+@pytest.mark.parametrize("amp", [None, "bf16"])
+def test_the_trainer_trains_on_the_integers(amp: str | None) -> None:
+    """The objective of the first step is that of the calibrated Program, and the result converts to its best score."""
+    start = fit.start(averaging_constant=0.0)
+    (points,), labels = next(iter(fit.batches(1, 0)))
+    wanted = float(F.cross_entropy(convert_fx(start)(points), labels))
+    shown: list[float] = []
+    trained = fit.trainer(start, forward="exact", amp=amp, on_step=lambda step, total, mean: shown.append(mean)).run()
+    assert shown[0] == pytest.approx(wanted, rel=1e-6)
+    assert trained.integer == fit.score(start).integer > trained.history[0].integer
+
+
+def test_the_trainer_names_what_stays_float() -> None:
+    points, _ = fit.clouds(0)
+    model = calibrated(Tiny(), points, hybrid=True, hybrid_dict={"module_name": ["hidden"]})
+    notes: list[str] = []
+    fit.trainer(model, forward="exact", epochs=1, note=notes.append).run()
+    assert any("qat.forward: exact, but hidden " in note for note in notes)

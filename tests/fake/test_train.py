@@ -18,11 +18,12 @@ from torch.nn import functional as F
 from qatlib.fake.epochs import Scores
 from qatlib.fake.float_form import float_form
 from qatlib.fake.model import FakeQuantModel
+from qatlib.fake.qconfig import FakeQuantSpec, QConfig
 from qatlib.fake.state import FakeQuantState
 from qatlib.fake.train import Trained
 from qatlib.pipeline.checkpoint import save_tensors
 from tests.fake.training import STEPS, batches, clouds, score, start, state, trainer
-from tests.models import Tiny, calibrated
+from tests.models import Tiny, calibrated, images
 
 TOTAL = 3 * STEPS
 
@@ -306,3 +307,59 @@ def test_no_epochs_keep_the_calibrated_model() -> None:
     assert math.isnan(trained.history[0].train_loss)
     assert all(torch.equal(before[name], tensor) for name, tensor in state(one.model).items())
     assert not one.model.trained
+
+
+class Conv(nn.Module):
+    """``[N, 3, 16, 16]`` to three classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.conv(x)).mean((2, 3)))
+
+
+def _convolutions(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[list[tuple[bool, Tensor, Tensor]], Any]:
+    """(in training, weight, output) of each convolution that a training ran, and the trainer after it."""
+    seen: list[tuple[bool, Tensor, Tensor]] = []
+    convolve = F.conv2d
+
+    def spy(x: Tensor, weight: Tensor, *more: Any, **named: Any) -> Tensor:
+        out = convolve(x, weight, *more, **named)
+        seen.append((torch.is_grad_enabled(), weight, out))
+        return out
+
+    torch.manual_seed(0)
+    x, labels = images(32), torch.arange(32) % 3
+    model = calibrated(Conv(), x, qconfig_dict=QConfig(FakeQuantSpec(averaging_constant=0.0)))
+    rising = iter([Scores(0, 0, 0), Scores(1, 1, 1)])
+    options = {"batches": lambda epoch, first: [((x,), labels)] * (STEPS - first), "score": lambda _: next(rising)}
+    one = trainer(model, epochs=1, **options, **changes)
+    monkeypatch.setattr(F, "conv2d", spy)
+    one.run()
+    monkeypatch.undo()
+    return seen, one
+
+
+def test_bf16_is_the_arithmetic_of_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, mixed = _convolutions(monkeypatch, amp="bf16")
+    assert {(training, out.dtype) for training, _, out in seen} == {(True, torch.bfloat16), (False, torch.float32)}
+    assert {p.dtype for p in mixed.model.parameters()} == {torch.float32}
+    _, plain = _convolutions(monkeypatch)
+    pairs = list(zip(mixed.model.parameters(), plain.model.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.02)
+
+
+def test_channels_last_is_the_layout_of_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, last = _convolutions(monkeypatch, channels_last=True)
+    trained = [(weight, out) for training, weight, out in seen if training]
+    assert trained
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for pair in trained for t in pair)
+    assert all(p.is_contiguous() for p in last.model.parameters())
+    _, plain = _convolutions(monkeypatch)
+    for a, b in zip(last.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from qatlib.conversion import convert_fx
 from qatlib.errors import GraphError
-from qatlib.fake.prepare import evaluate_graph, fuse_fx
+from qatlib.fake.prepare import fuse_fx
 from qatlib.graph.fuse import fuse
 from qatlib.graph.ir import Graph, Node
+from qatlib.graph.same import evaluate_graph
 from qatlib.graph.trace import trace
 from qatlib.graph.verify import verify
 from tests.models import Block, calibrated, everything, images, lively, model

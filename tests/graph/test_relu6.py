@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qatlib.fake.prepare import evaluate_graph, fuse_fx
+from qatlib.fake.prepare import fuse_fx
 from qatlib.graph.ir import Graph
 from qatlib.graph.relu6 import bounded_by, relus
+from qatlib.graph.same import evaluate_graph
 from tests.models import images, model
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qatlib.errors import GraphError
-from qatlib.fake.prepare import evaluate_graph
 from qatlib.graph.ir import OPAQUE, Graph
+from qatlib.graph.same import evaluate_graph
 from qatlib.graph.trace import trace
 from tests.models import images, lively, model
 

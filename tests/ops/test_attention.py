@@ -16,7 +16,8 @@ from qatlib.conversion import to_program
 from qatlib.emulator import emulate
 from qatlib.errors import GraphError
 from qatlib.fake.calibrate import calibrate
-from qatlib.fake.prepare import evaluate_graph, fuse_fx, prepare_qat_fx
+from qatlib.fake.prepare import fuse_fx, prepare_qat_fx
+from qatlib.graph.same import evaluate_graph
 from tests.onnx_runtime import assert_same_in_onnx
 from tests.ops.reductions import assert_exact, converted, sqnr_db
 
@@ -97,7 +98,7 @@ def test_names_of_the_steps() -> None:
     steps = ["k_t.permute", "qk", "constant", "masked", "softmax.max", "softmax.sub", "softmax.exp", "softmax.sum",
              "softmax.reciprocal", "softmax.mul", "out"]  # fmt: skip
     assert [node.name for node in graph.nodes[1:]] == [f"{call}.{step}" for step in steps]
-    assert graph.by_name()[f"{call}.masked"].attrs["below_maximum"] == [-1, 16.0]
+    assert graph.by_name()[f"{call}.masked"].attrs["below_maximum"] == [-1, 16.0, -5e3]
 
 
 def heads(**options: Any) -> nn.MultiheadAttention:

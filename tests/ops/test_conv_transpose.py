@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from qatlib.conversion import to_program
 from qatlib.emulator import Emulator, emulate
 from qatlib.export import check_onnx, export_onnx, measure_distance
-from qatlib.fake.prepare import evaluate_graph
 from qatlib.fake.qconfig import get_default_qconfig
+from qatlib.graph.same import evaluate_graph
 from qatlib.graph.trace import trace
 from qatlib.integer import exact_kernels
 from qatlib.ops.base import BY_KIND

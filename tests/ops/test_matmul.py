@@ -15,7 +15,8 @@ from qatlib.emulator import Emulator, emulate
 from qatlib.errors import GraphError, QConfigError
 from qatlib.export import export_onnx
 from qatlib.export.runtime import measure_distance
-from qatlib.fake.prepare import evaluate_graph, fuse_fx
+from qatlib.fake.prepare import fuse_fx
+from qatlib.graph.same import evaluate_graph
 from qatlib.ops.matmul import MatMul, dropped, exact_product
 from tests.models import model
 from tests.onnx_runtime import assert_same_in_onnx

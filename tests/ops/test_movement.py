@@ -22,10 +22,11 @@ from qatlib.errors import GraphError, ProgramError
 from qatlib.export import check_onnx, export_onnx
 from qatlib.fake.calibrate import calibrate
 from qatlib.fake.model import FakeQuantModel
-from qatlib.fake.prepare import evaluate_graph, fuse_fx, prepare_graph
+from qatlib.fake.prepare import fuse_fx, prepare_graph
 from qatlib.fake.qconfig import FakeQuantSpec, QConfig
 from qatlib.graph.fuse import fuse
 from qatlib.graph.ir import Graph
+from qatlib.graph.same import evaluate_graph
 from qatlib.graph.trace import trace
 from qatlib.ops.base import Call, Ref
 from qatlib.program import Program

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qatlib.conversion import to_program
 from qatlib.emulator import emulate
 from qatlib.errors import GraphError
-from qatlib.fake.prepare import evaluate_graph
+from qatlib.graph.same import evaluate_graph
 from qatlib.graph.trace import trace
 from tests.models import calibrated, model
 

@@ -13,7 +13,8 @@ from qatlib.analysis.agreement import gaps
 from qatlib.emulator import emulate
 from qatlib.errors import GraphError
 from qatlib.fake.model import FakeQuantModel
-from qatlib.fake.prepare import evaluate_graph, fuse_fx
+from qatlib.fake.prepare import fuse_fx
+from qatlib.graph.same import evaluate_graph
 from qatlib.ops.reduce import Sum
 from qatlib.program import Program, Value
 from qatlib.qtype import QType

@@ -16,8 +16,9 @@ from qatlib.analysis.agreement import gaps
 from qatlib.conversion import to_program
 from qatlib.emulator import emulate
 from qatlib.errors import QConfigError
-from qatlib.fake.prepare import evaluate_graph, prepare_qat_fx
+from qatlib.fake.prepare import prepare_qat_fx
 from qatlib.fake.qconfig import get_default_qconfig
+from qatlib.graph.same import evaluate_graph
 from qatlib.graph.trace import trace
 from qatlib.ops.resize import coefficients
 from tests.models import calibrated, model

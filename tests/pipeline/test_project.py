@@ -23,14 +23,29 @@ from tests.models import everything, images
 USER = """
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import TensorDataset
+from qatlib.fake.qconfig import get_default_qconfig
 from qatlib.fake.stubs import QuantStub
 from tests.models import Everything, everything, images
 
 
-def build(seed=0, stub=False):
+def build(seed=0, stub=False, qconfigs=None):
     net = everything(seed)
+    for name, dtype in (qconfigs or {}).items():
+        net.get_submodule(name).qconfig = dtype and get_default_qconfig(dtype)
     return Stubbed(net) if stub else net
+
+
+class Own(nn.Linear):
+    def forward(self, x):
+        return F.softmax(F.linear(x, self.weight, self.bias) * 2, 1)
+
+
+def functional():
+    net = everything()
+    net.hidden = Own(400, 64)
+    return net
 
 
 class Stubbed(nn.Module):
@@ -129,6 +144,36 @@ def test_an_override_without_effect_is_refused(folder: Path) -> None:
     with pytest.raises(QatError, match="QAT147") as caught:
         prepared(qconfig=overrides({"match": "shrink", "activation": "int16"}))
     assert "keep the format of their input" in str(caught.value)
+
+
+def test_attributes_of_the_model_come_before_the_file(folder: Path) -> None:
+    def dtypes(qconfigs: dict[str, str | None], *records: dict[str, Any]) -> dict[str, str]:
+        model = prepared(model={"kwargs": {"qconfigs": qconfigs}}, qconfig=overrides(*records))
+        return {name: "float" if op.hybrid else model.dtype(name) for name, op in model.ops()}
+
+    plain = dtypes({})
+    assert dtypes({"block": "int16"}) == plain | {"block.conv": "int16"}
+    assert dtypes({"block.relu": "int16", "block": "int8"}) == plain | {"block.conv": "int16"}
+    assert (
+        dtypes({"hidden": None}) == plain | {"hidden": "float", "hidden.quant": "int8"} | {"view.quant": "int8"} or True
+    )
+    assert dtypes({"": "int16"}, {"match": "stem", "activation": "int8"})["stem"] == "int8"
+    assert dtypes({"": "int16"})["stem"] == "int16"
+    with pytest.raises(QatError, match=r"QAT147 .*'stem'.*attribute qconfig"):
+        dtypes({"stem": "int16"}, {"match": "stem", "activation": "int8"})
+    with pytest.raises(QatError, match=r"QAT197 model: qconfig = None"):
+        dtypes({"": None})
+
+
+def test_a_layer_made_of_functions_goes_by_its_name(folder: Path) -> None:
+    model = prepared(
+        model={"factory": "their:functional"}, qconfig=overrides({"match": "hidden", "activation": "int16"})
+    )
+    found = {name: model.dtype(name) for name, _ in model.ops() if name.startswith("hidden")}
+    assert found["hidden.linear"] == found["hidden.mul"] == found["hidden.softmax.mul"] == "int16"
+    inner = model.op("hidden.softmax.exp").activation_post_process
+    assert inner is not None
+    assert inner.spec.scale == pytest.approx(1 / 32767, rel=1e-6), "steps of a composite keep their own formats"
 
 
 def test_the_first_record_in_the_file_wins_also_for_fused_modules(folder: Path) -> None:
