@@ -6,8 +6,9 @@ The default run is a small fixed sample; ``-m slow`` runs more than 2,000 fresh 
 from __future__ import annotations
 
 import multiprocessing
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -21,12 +22,14 @@ from qatlib import integer
 from qatlib.emulator import Emulator, emulate
 from qatlib.errors import ProgramError
 from qatlib.factors import factors, fused_factors
+from qatlib.ops.base import BY_KIND, Operator
 from qatlib.ops.elementwise import sum_factors
 from qatlib.qtype import INT32, QType
 from tests.case_builder import Array, Builder, Case, codes
 from tests.oracle import FactorError, addend_factor, factor, half_away, run, single_precision, sum_factor
 from tests.oracle.integers import Rounding
 from tests.strategies import KINDS, ROUNDING_KINDS, cases, chains
+from tests.strategies import case as one_case
 
 Property = Callable[[Case], None]
 KEEP_GOING = list(HealthCheck)
@@ -144,8 +147,51 @@ def test_one_op_equals_the_oracle_on_many_cases(kind: str) -> None:
     assert over(cases(kind), SLOW, equals_oracle) == SLOW.max_examples
 
 
-def test_the_slow_suite_has_two_thousand_cases() -> None:
+def test_the_slow_suite_has_two_thousand_cases_of_all_kinds_and_formats() -> None:
+    """Every kind that a Program can hold occurs, with int8 and int16, and with both at once where it takes them."""
     assert SLOW.max_examples * len(KINDS) >= 2000
+    formats = formats_of_kinds(24)
+    assert formats.keys() == program_kinds()
+    for kind, seen in formats.items():
+        assert {"int8"} <= seen.each if kind == "logical" else {"int8", "int16"} <= seen.each, kind
+    assert {kind for kind, seen in formats.items() if seen.mixed} >= MIXED
+
+
+MIXED = {
+    *("conv", "conv_transpose", "linear", "cat", "avg_pool", "adaptive_avg_pool", "add", "mul", "maximum", "minimum"),
+    *("compare", "where", "sum", "matmul", "table", "prelu", "grid_sample"),
+}
+"""Kinds that read or write int8 and int16 at once."""
+BY_ANOTHER_NAME = {"sub", "div", "floor_divide", "masked_fill"}
+"""Operators whose Program op is that of another, or that are refused."""
+
+
+def program_kinds() -> set[str]:
+    """The kinds with an integer kernel; a float island has none of its own."""
+    kinds = {kind for kind, operator in BY_KIND.items() if type(operator).kernel is not Operator.kernel}
+    return kinds - BY_ANOTHER_NAME - {"float_op"}
+
+
+@dataclass
+class Formats:
+    """Dtypes that one kind of op met, and whether one op met two widths of activations at once."""
+
+    each: set[str] = field(default_factory=set)
+    mixed: bool = False
+
+
+def formats_of_kinds(count: int) -> dict[str, Formats]:
+    """What ``count`` generated cases of every maker hold."""
+    formats: defaultdict[str, Formats] = defaultdict(Formats)
+    for kind in KINDS:
+        for seed in range(count):
+            program = one_case(kind, seed).program
+            for op in program:
+                values = (*program.in_values(op), program.values[op.output])
+                formats[op.kind].each |= {value.qtype.dtype for value in values}
+                dtypes = {value.qtype.dtype for value in values if not value.qtype.truth}
+                formats[op.kind].mixed |= {"int8", "int16"} <= dtypes
+    return formats
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from qatlib.compiler import check_model, load_target
 from qatlib.conversion import to_program
 from qatlib.emulator import Emulator, emulate
 from qatlib.export import check_onnx, export_onnx
+from qatlib.fake.calibrate import calibrate, ranges_on
 from qatlib.fake.fake_quant import WeightFakeQuantize
 from qatlib.fake.qconfig import QConfig, get_default_qconfig
 from qatlib.program import Program
@@ -97,6 +98,22 @@ def test_sums_of_16_by_16_bits_stay_within_the_accumulator(adds: bool) -> None:
     assert bool((with_sums > own)[[0, 3, 4, 5]].all())
     for name, expected in run(program, x.numpy()).items():
         np.testing.assert_array_equal(emulate(program, x, trace=True)[1][name].numpy(), expected, err_msg=name)
+
+
+def test_a_second_calibration_forgets_the_first() -> None:
+    x = torch.rand(64, 128, generator=torch.Generator().manual_seed(0))
+    fake = calibrated(wide_net(), x * 10, qconfig_dict={"": WIDEST})
+    calibrate(fake, [x])
+    again = calibrated(wide_net(), x, qconfig_dict={"": WIDEST})
+    assert torch.equal(fake.op("linear").weight_scales(), again.op("linear").weight_scales())
+
+
+def test_a_look_at_other_data_leaves_the_scales() -> None:
+    x = torch.rand(64, 128, generator=torch.Generator().manual_seed(0))
+    fake = calibrated(wide_net(), x, qconfig_dict={"": WIDEST})
+    before = fake.op("linear").weight_scales()
+    ranges_on(fake, [x * 10])
+    assert torch.equal(fake.op("linear").weight_scales(), before)
 
 
 def test_twice_what_calibration_saw_is_no_overflow() -> None:
