@@ -1,4 +1,5 @@
-"""Float training of the examples that have a folder of their own for the pipeline: warp, detector, recurrent.
+"""Float training of the examples that have a folder of their own for the pipeline: warp, detector, recurrent,
+hard_case.
 
 An example names its parts once, and has a command by it::
 
@@ -44,6 +45,7 @@ class Example:
         data: gives a split; called as ``data(split, **kwargs)`` with ``data`` of ``train.yaml``.
         loss: called as ``loss(outputs, targets)``.
         measure: values for ``metrics.json``.
+        finish: changes the trained network before it is measured and written.
     """
 
     folder: Path
@@ -51,6 +53,7 @@ class Example:
     data: Callable[..., TensorDataset]
     loss: Loss
     measure: Measure
+    finish: Callable[[Any], None] | None = None
 
     def train(self, settings: Settings, kwargs: dict[str, Any], folder: Path) -> dict[str, float | int]:
         """Train a network, write its weights and metrics into ``folder``, return the metrics.
@@ -65,6 +68,8 @@ class Example:
         net = self.model(**kwargs).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with Progress(console=Console(stderr=True)) as progress:
             self._fit(net, splits["train"], splits["val"], settings.train, progress)
+        if self.finish is not None:
+            self.finish(net)
         metrics: dict[str, float | int] = {
             "epochs": settings.train.epochs,
             "parameters": sum(parameter.numel() for parameter in net.parameters()),

@@ -14,6 +14,7 @@ from qatlib.emulator import Emulator
 from qatlib.errors import ProgramError, StateError
 from qatlib.fake.model import FakeOp, FakeQuantModel
 from qatlib.fake.state import FakeQuantState
+from qatlib.graph.inputs import without_classes
 from qatlib.graph.ir import INPUT, OPAQUE
 from qatlib.lowering import Emitter, Lowering
 from qatlib.ops.base import BY_NAME
@@ -70,7 +71,7 @@ def to_program(
     meta = {
         "multiplier_bits": multiplier_bits,
         "trained": model.trained,
-        "output_structure": treespec_dumps(graph.structure),
+        "output_structure": treespec_dumps(without_classes(graph.structure)),
     }
     return verify(Program(graph.inputs, outputs, tuple(emitter.ops), emitter.values, emitter.constants, meta))
 

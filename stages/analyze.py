@@ -19,13 +19,15 @@ def main(config: Config) -> None:
     from qatlib.analysis.summary import read_metrics
     from qatlib.fake.coverage import mac_coverage
     from qatlib.fake.ranges import read_ranges
+    from qatlib.pipeline.after_training import float_side
     from qatlib.pipeline.project import Project
     from qatlib.program import Program
 
     project, section = Project(config), config.analyze
     batches = project.batches("val", section.batches * section.batch_size, section.batch_size)
-    calibrated = project.load_fake_quant("artifacts/calibrated.safetensors")
-    fvsq = capture_pair(project.float_model, calibrated, batches, "FvsQ")
+    checkpoint = "artifacts/calibrated.safetensors"
+    calibrated = project.load_fake_quant(checkpoint)
+    fvsq = capture_pair(float_side(project, checkpoint), calibrated, batches, "FvsQ")
     fake, program = project.load_fake_quant("artifacts/qat.safetensors"), Program.load("artifacts/program")
     metric = project.metric()
     facts = Facts(

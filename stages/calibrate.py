@@ -18,11 +18,12 @@ def main(config: Config) -> None:
     from qatlib.fake.distributed import rank
     from qatlib.fake.ranges import write_ranges
     from qatlib.pipeline import calibration
+    from qatlib.pipeline.after_training import help_after_training
     from qatlib.pipeline.metrics import write_metrics
     from qatlib.pipeline.project import Project
 
     project, section = Project(config), config.calibrate
-    model = project.fake_quant_model()
+    model = project.fake_quant_model(equalized=section.equalize)
     coverage = mac_coverage(model)
     click.echo(str(coverage))
     data = project.calibration_batches()
@@ -35,8 +36,9 @@ def main(config: Config) -> None:
     compared, metric = calibration.compare_methods(project, model), project.metric().name
     if compared:
         Console().print(calibration.comparison_table(compared, metric))
+    helped = help_after_training(project, model)
     scored = project.evaluate(model, "test")
-    project.save_fake_quant(model, "artifacts/calibrated.safetensors")
+    project.save_fake_quant(model, "artifacts/calibrated.safetensors", helped.done)
     write_ranges("reports/calibrate/ranges.csv", ranges)
     calibration.write_comparison("reports/calibrate/compare.csv", compared, metric)
     write_metrics(
@@ -49,6 +51,7 @@ def main(config: Config) -> None:
             **calibration.range_metrics(ranges, held_out),
             "macs": coverage.total,
             "quantized_macs_share": coverage.share,
+            **helped.metrics,
         },
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -69,22 +70,14 @@ def ranges_on(
 ) -> dict[str, tuple[float, float]]:
     """Smallest and largest value of every calibrated activation on other data, as calibration would see them.
 
-    Scales, histograms and state of ``model`` stay. Raises as :func:`calibrate`.
+    Nothing of ``model`` changes. Raises as :func:`calibrate`.
     """
-    fakes, state = dict(quantizers(model)), model.state
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    kept = {name: fake.histogram for name, fake in fakes.items()}
-    try:
-        for fake in fakes.values():
-            fake.histogram = Histogram(fake.spec.bins, counting=False)
-        _check_any(_show(model, dataloader, device, "held-out data"), "held-out data")
-        seen = {name: fake.histogram for name, fake in fakes.items()}
-    finally:
-        for name, fake in fakes.items():
-            fake.histogram = kept[name]
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
-        set_fake_quantize(model, state)
+    probe = copy.deepcopy(model)
+    fakes = dict(quantizers(probe))
+    for fake in fakes.values():
+        fake.histogram = Histogram(fake.spec.bins, counting=False)
+    _check_any(_show(probe, dataloader, device, "held-out data"), "held-out data")
+    seen = {name: fake.histogram for name, fake in fakes.items()}
     return {name: (h.low, h.high) for name, h in seen.items() if h.low <= h.high}
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from qatlib.errors import QConfigError
 from qatlib.fake.choose import attributes_of, rules_of
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.prepare import fuse_fx, prepare_by
+from qatlib.graph.inputs import Inputs
 from qatlib.graph.ir import INPUT
 
 
@@ -19,7 +20,7 @@ def prepare_qat(
     hybrid: bool = False,
     hybrid_dict: Mapping[str, Sequence[Any]] | None = None,
     *,
-    example_inputs: Sequence[Tensor],
+    example_inputs: Inputs,
     leaf: Sequence[str] = (),
     wrap: Sequence[Callable[..., Any]] = (),
 ) -> FakeQuantModel:

@@ -7,38 +7,30 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qatlib.errors import TrainingError
-from qatlib.fake.distributed import largest
+from qatlib.fake.distributed import largest, size
+from qatlib.fake.learned import LearnedScale
 from qatlib.fake.observer import Histogram
 from qatlib.fake.qconfig import FakeQuantSpec
 from qatlib.fake.state import FakeQuantState, StateCell
+from qatlib.fake.straight_through import StraightThrough, round_into
 from qatlib.fake.thresholds import kept_of_channels
+from qatlib.ops.clamp import Bounds, apply_clamp
 from qatlib.ops.masks import relevant
 from qatlib.qtype import DEAD, DEAD_SCALE, check_scale, limits, scale_of
 
 
-class _StraightThrough(torch.autograd.Function):
-    """``clamp(rne(x / scale), qmin, qmax) * scale``; the gradient passes where nothing was clamped."""
+def fake_quantize(x: Tensor, scale: Tensor, dtype: str, bounds: Bounds | None = None, reuse: bool = False) -> Tensor:
+    """``x``, clamped to ``bounds``, rounded to multiples of ``scale`` (broadcast) within the codes of ``dtype``.
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
-        codes = (x / scale).round_()
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward((codes >= qmin) & (codes <= qmax))
-        return codes.clamp_(qmin, qmax).mul_(scale)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (inside,) = ctx.saved_tensors
-        return grads[0] * inside, None, None, None
-
-
-def fake_quantize(x: Tensor, scale: Tensor, dtype: str) -> Tensor:
-    """``x`` rounded to multiples of ``scale`` (broadcast) within the codes of ``dtype``; differentiable in ``x``."""
-    qmin, qmax = limits(dtype)
-    out: Tensor = _StraightThrough.apply(x, scale, qmin, qmax)  # type: ignore[no-untyped-call]
+    Differentiable in ``x``: the gradient passes where nothing was clamped. ``reuse`` allows the result to take the
+    memory of ``x`` where no gradient is wanted.
+    """
+    if reuse and not (torch.is_grad_enabled() and x.requires_grad):
+        return round_into(x, x, scale, limits(dtype), bounds)
+    out: Tensor = StraightThrough.apply(x, scale, limits(dtype), bounds)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -73,11 +65,12 @@ def within_reach(
     return y.detach() + (x - x.detach()) * passed
 
 
-class FakeQuantize(nn.Module):
+class FakeQuantize(LearnedScale):
     """Fake-quant of one activation, per tensor. What it does is decided by the model's state.
 
-    ``low`` and ``high`` keep the range seen in calibration; ``scale`` is 0 until calibrated. The codes reach down to
-    ``-room`` at least.
+    ``low`` and ``high`` keep the range seen in calibration; ``scale`` is 0 until calibrated, and is the scale whatever
+    the kind: a learned one is brought up to date in every forward in QAT, and when the state changes. The codes reach
+    down to ``-room`` at least; a learned scale is free of that.
     """
 
     scale: Tensor
@@ -89,8 +82,8 @@ class FakeQuantize(nn.Module):
         self, spec: FakeQuantSpec, cell: StateCell, where: str, below_maximum: Sequence[Any] | None = None
     ) -> None:
         """``below_maximum`` says which values are none of the range: :mod:`qatlib.ops.masks`."""
-        super().__init__()
-        self.spec, self.where, self.below_maximum = spec, where, below_maximum
+        super().__init__(spec)
+        self.where, self.below_maximum = where, below_maximum
         self.register_buffer("room", torch.tensor(0.0), persistent=below_maximum is not None)
         self.pass_room: Callable[[float], None] = lambda low: None
         self._cell = cell
@@ -103,19 +96,33 @@ class FakeQuantize(nn.Module):
     def calibrated(self) -> bool:
         return float(self.scale) > 0
 
-    def forward(self, x: Tensor, telling: Tensor | None = None) -> Tensor:
-        """``x`` quantized, as the state says; ``telling`` are the elements that count for the scale, default all."""
+    def forward(
+        self, x: Tensor, telling: Tensor | None = None, bounds: Bounds | None = None, reuse: bool = False
+    ) -> Tensor:
+        """``x`` clamped to ``bounds`` and quantized, as the state says.
+
+        ``telling`` are the elements that count for the scale, default all. ``reuse``: see :func:`fake_quantize`.
+        """
         state = self._cell.state
-        seen = x.detach() if telling is None else telling.detach()
         if state is FakeQuantState.CALIBRATION:
-            self.histogram.update(self._relevant(seen), self.where)
+            x = apply_clamp(x, bounds)
+            self.histogram.update(self._relevant(x if telling is None else telling), self.where)
             return x
+        if state is FakeQuantState.QAT and self.rule is not None:
+            self.start(self.scale)
+            self.refresh()
+            return self.quantize(x, self.learned, self.scale, bounds)
         if state is FakeQuantState.QAT and self.spec.scale is None and self.spec.averaging_constant > 0:
-            self._follow(self._relevant(seen))
-        return fake_quantize(x, self.scale, self.spec.dtype)
+            self._follow(x if telling is None else telling, bounds)
+        return fake_quantize(x, self.scale, self.spec.dtype, bounds, reuse)
+
+    def refresh(self) -> None:
+        """Bring ``scale`` up to date with what was learned."""
+        if self.started:
+            self.scale.copy_(self.current())
 
     def _relevant(self, x: Tensor) -> Tensor:
-        return relevant(x, self.below_maximum)
+        return relevant(x.detach(), self.below_maximum)
 
     def make_room(self, low: float) -> None:
         """Let the codes reach down to ``low``, whatever else the scale is set from."""
@@ -123,11 +130,14 @@ class FakeQuantize(nn.Module):
             self.room.fill_(-low)
             self.pass_room(low)
 
-    def _follow(self, x: Tensor) -> None:
-        low, high = torch.aminmax(x) if x.numel() else (x.new_tensor(0.0), x.new_tensor(0.0))
-        current = largest(torch.maximum(torch.maximum(-low, high), self.room))
-        if x.numel() == 0 and float(current) == 0:
+    def _follow(self, x: Tensor, bounds: Bounds | None) -> None:
+        if x.numel() == 0 and size() == 1:
             return
+        if self.below_maximum is not None:
+            x, bounds = self._relevant(apply_clamp(x.detach(), bounds)), None
+        ends = torch.stack(torch.aminmax(x.detach())) if x.numel() else x.new_zeros(2)
+        seen = apply_clamp(ends, bounds).abs().amax()  # a clamp keeps the order
+        current = largest(torch.maximum(seen, self.room))
         if not bool(torch.isfinite(current)):
             raise TrainingError(
                 "QAT161", self.where, "activation is not finite in training", "Lower qat.lr or set qat.clip_grad_norm"
@@ -144,6 +154,7 @@ class FakeQuantize(nn.Module):
     def settle(self, spec: FakeQuantSpec | None = None) -> None:
         """Set the scale from the histogram, by ``spec`` (default: its own)."""
         spec = spec or self.spec
+        self.restart()
         if self.histogram.low <= self.histogram.high:
             self.low.fill_(self.histogram.low)
             self.high.fill_(self.histogram.high)
@@ -169,11 +180,14 @@ class ConstantFakeQuantize(FakeQuantize):
         value: Tensor,
         below_maximum: Sequence[Any] | None = None,
     ) -> None:
+        spec = replace(spec, kind="moving_average")
         spec = replace(spec, dtype="int8", scale=None) if value.dim() == 0 else spec
         super().__init__(spec, cell, where, below_maximum)
         self._measure(value.detach())
 
-    def forward(self, x: Tensor, telling: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, telling: Tensor | None = None, bounds: Bounds | None = None, reuse: bool = False
+    ) -> Tensor:
         self._measure(x.detach())
         return fake_quantize(x, self.scale, self.spec.dtype) if self._cell.state.quantizes else x
 
@@ -195,18 +209,21 @@ class ConstantFakeQuantize(FakeQuantize):
         """Nothing to do: the scale is known from the start."""
 
 
-class WeightFakeQuantize(nn.Module):
+class WeightFakeQuantize(LearnedScale):
     """Fake-quant of weights, per output channel; the scale follows the weights: ``2 kept max|w| / (qmax - qmin)``.
 
-    ``kept`` ``[channels]`` is 1, or the share of the largest magnitude that calibration found best.
+    ``kept`` ``[O]`` is 1, or the share of the largest magnitude that calibration found best. ``fixed`` ``[O]`` are
+    scales that stay, for weights that were rounded with them; None, and in no state dict, until then. A scale that is
+    learned starts at either, at the first forward in QAT.
     """
 
     kept: Tensor
+    fixed: Tensor | None
 
     def __init__(self, spec: FakeQuantSpec, channels: int = 1) -> None:
-        super().__init__()
-        self.spec = spec
+        super().__init__(spec, (channels,))
         self.register_buffer("kept", torch.ones(channels))
+        self.register_buffer("fixed", None)
 
     def settle(self, weight: Tensor) -> None:
         """Choose what is kept of every channel's largest magnitude, by ``spec.method``: min_max keeps all."""
@@ -215,14 +232,23 @@ class WeightFakeQuantize(nn.Module):
 
     def scales(self, weight: Tensor) -> Tensor:
         """Scale of every output channel, float32 ``[O]``."""
+        if self.started:
+            return self.current()
+        if self.fixed is not None:
+            return self.fixed
         qmin, qmax = limits(self.spec.dtype)
-        largest = weight.detach().abs().flatten(1).amax(1)
+        rows = weight.detach().flatten(1)
+        largest = torch.maximum(rows.amax(1), -rows.amin(1))
         scale = (largest.double() * self.kept.double() * 2 / (qmax - qmin)).float()
         return torch.where(largest < DEAD, torch.full_like(scale, DEAD_SCALE), scale)
 
     def quantized(self, weight: Tensor, scales: Tensor) -> Tensor:
-        """Fake-quantized weights."""
-        return fake_quantize(weight, scales.view(-1, *[1] * (weight.dim() - 1)), self.spec.dtype)
+        """Fake-quantized weights. What is learned gets a gradient where ``scales`` are its own."""
+        over_channels = scales.view(-1, *[1] * (weight.dim() - 1))
+        if not (self.started and torch.is_grad_enabled()):
+            return fake_quantize(weight, over_channels, self.spec.dtype)
+        own = torch.where(scales > self.current(), self.learned.detach(), self.learned)
+        return self.quantize(weight, own, over_channels)
 
     def codes(self, weight: Tensor, scales: Tensor) -> Tensor:
         """Integer weights, section 2 of ``docs/numerics.md``."""

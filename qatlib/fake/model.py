@@ -24,7 +24,7 @@ from qatlib.fake.qconfig import QConfig
 from qatlib.fake.state import FakeQuantState, StateCell
 from qatlib.graph.ir import CONSTANT, INPUT, OPAQUE, Graph, Node
 from qatlib.graph.source import class_name
-from qatlib.ops.base import BY_NAME
+from qatlib.ops.base import BY_NAME, Attrs
 from qatlib.ops.masks import floor_of_sum
 from qatlib.qtype import BOOL, FLOAT, INT32, DType, QType, limits
 
@@ -65,6 +65,9 @@ class FakeOp(nn.Module):
             self.callee: Callable[..., Any] | None = modules[id(node.callee)]
         else:
             self.callee = node.callee
+        self._unclamped: Attrs | None = None  # of an op whose clamp its fake-quant does along with the rounding
+        if node.op in BY_NAME and BY_NAME[node.op].takes_clamp:
+            self._unclamped = {key: value for key, value in node.attrs.items() if key != "clamp"}
         weighted = qconfig is not None and "weight" in node.params
         self.weight_fake_quant: WeightFakeQuantize | None = None
         if qconfig and weighted:
@@ -91,20 +94,23 @@ class FakeOp(nn.Module):
 
     def compute(self, *inputs: Tensor) -> Tensor:
         """The op before its output is quantized."""
+        return self._compute(self.node.attrs, *inputs)
+
+    def _compute(self, attrs: Attrs, *inputs: Tensor) -> Tensor:
         if self.node.op == OPAQUE:
             assert self.callee is not None
             result: Tensor = self.callee(*inputs)
             return result
         params = self.quantized_params() if self._cell.state.quantizes else self.float_params()
         operator = BY_NAME[self.node.op]
-        if self._input_quantizer and self._cell.state.quantizes and operator.has_poles(self.node.attrs):
+        if self._input_quantizer and self._cell.state.quantizes and operator.has_poles(attrs):
             return within_reach(
-                lambda x: operator.forward(self.node.attrs, params, x),
+                lambda x: operator.forward(attrs, params, x),
                 inputs[0],
                 self._input_range(),
                 self._input_quantizer[0].scale,
             )
-        return operator.forward(self.node.attrs, params, *inputs)
+        return operator.forward(attrs, params, *inputs)
 
     def float_params(self) -> dict[str, Tensor]:
         """Parameters as trained."""
@@ -115,6 +121,8 @@ class FakeOp(nn.Module):
         params, fake = self.float_params(), self.weight_fake_quant
         if fake is None:
             return params
+        if self._cell.state is FakeQuantState.QAT:
+            fake.start(fake.scales(params["weight"]))
         scales = self.weight_scales()
         params["weight"] = fake.quantized(params["weight"], scales)
         if self._input_quantizer:
@@ -139,15 +147,16 @@ class FakeOp(nn.Module):
         return scales
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        out = self.compute(*inputs)
-        if out.dtype == torch.bfloat16:  # of autocast; codes and scales need float32
-            out = out.float()
-        if self._sees_sums and self._cell.state is FakeQuantState.CALIBRATION:
-            self._see_sums(inputs, out)
-        if self._masked_inputs and self._cell.state.observes:
-            self._make_room(inputs, out)
-        if self.activation_post_process is not None:
-            out = self.activation_post_process(out, self._telling(inputs, out))
+        fake = self.activation_post_process
+        if fake is not None and self._unclamped is not None:
+            sums = _in_float32(self._compute(self._unclamped, *inputs))
+            self._observe(inputs, sums)
+            quantized: Tensor = fake(sums, None, self.node.attrs.get("clamp"), _owns_memory(sums, inputs))
+            return quantized
+        out = _in_float32(self.compute(*inputs))
+        self._observe(inputs, out)
+        if fake is not None:
+            out = fake(out, self._telling(inputs, out))
         elif self._input_quantizer and self._cell.state.quantizes and BY_NAME[self.node.op].rounds(self.node.attrs):
             out = fake_quantize(out, self._input_quantizer[0].scale, self._input_quantizer[0].spec.dtype)
         return out
@@ -159,6 +168,13 @@ class FakeOp(nn.Module):
             self.largest_sum.zero_()
         if isinstance(self.activation_post_process, ConstantFakeQuantize):
             self.activation_post_process.forget()
+
+    def _observe(self, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        """Keep what scales depend on besides the values of the output."""
+        if self._sees_sums and self._cell.state is FakeQuantState.CALIBRATION:
+            self._see_sums(inputs, out)
+        if self._masked_inputs and self._cell.state.observes:
+            self._make_room(inputs, out)
 
     def _see_sums(self, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         """Keep the largest magnitude of every channel's sum, without what is fused behind it."""
@@ -201,6 +217,14 @@ class FakeOp(nn.Module):
     def extra_repr(self) -> str:
         fused = f" [+ {' + '.join(self.node.absorbed)}]" if self.node.absorbed else ""
         return f"{self.node.op}{fused}" + (", float" if self.hybrid else "")
+
+
+def _owns_memory(x: Tensor, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether ``x`` is no view and shares no memory with ``inputs``."""
+    if x._is_view():
+        return False
+    start = x.untyped_storage().data_ptr()
+    return all(start != given.untyped_storage().data_ptr() for given in inputs)
 
 
 class FakeQuantModel(nn.Module):
@@ -293,6 +317,9 @@ class FakeQuantModel(nn.Module):
                     f"{len(missing)} of {len(self._ops)} ops have no scale, so {state.name} cannot quantize",
                     "Calibrate the model, or load a calibrated checkpoint, first",
                 )
+        for op in self._ops.values():
+            if op.activation_post_process is not None:
+                op.activation_post_process.refresh()
         self._cell.state = state
         self.state_code.fill_(list(FakeQuantState).index(state))
 
@@ -318,8 +345,16 @@ class FakeQuantModel(nn.Module):
 
     # -- running -------------------------------------------------------------------------------------------------
 
-    def forward(self, *inputs: Tensor) -> Any:
-        return self._run(inputs)
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
+        """Outputs nested as those of the float model; inputs in its order, or by name. Raises QConfigError QAT143."""
+        names = self.graph.inputs
+        given = dict(zip(names, inputs, strict=False))
+        if not named:
+            return self._run(inputs)
+        if given.keys() & named.keys() or given.keys() | named.keys() != set(names):
+            seen = f"got {len(inputs)} tensors and {', '.join(named)} for {list(names)}"
+            raise QConfigError("QAT143", "inputs", seen, "Pass one each")
+        return self._run(tuple((given | named)[name] for name in names))
 
     def walk(self, *inputs: Tensor, visit: Visit) -> Any:
         """Forward that calls ``visit(node, inputs, output)`` after every node."""
@@ -376,6 +411,11 @@ class FakeQuantModel(nn.Module):
             return INT32 if content == "int" else BOOL
         fake = self._quantizer(name)
         return FLOAT if fake is None else QType(fake.spec.dtype, float(fake.scale))
+
+
+def _in_float32(x: Tensor) -> Tensor:
+    """Codes and scales need more than the bfloat16 of autocast."""
+    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 def _child(owner: nn.Module, name: str) -> nn.Module | None:

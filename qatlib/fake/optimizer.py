@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from qatlib.errors import ConfigError, TrainingError
+from qatlib.fake.learned import learned_parameters
 from qatlib.pipeline.config import QatParams
 from qatlib.pipeline.entry import describe, load_entry
 
@@ -31,8 +32,9 @@ def make_optimizer(params: QatParams, model: nn.Module) -> torch.optim.Optimizer
     build = _BUILT_IN.get(params.optimizer) or load_entry(params.optimizer, "qat.optimizer")
     momentum = {"momentum": params.momentum} if params.optimizer == "sgd" else {}
     kwargs = {**momentum, **params.optimizer_kwargs}
+    groups = parameter_groups(model, params.weight_decay, params.lr * params.scale_lr_factor)
     try:
-        optimizer: Any = build(parameter_groups(model, params.weight_decay), lr=params.lr, **kwargs)
+        optimizer: Any = build(groups, lr=params.lr, **kwargs)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             "QAT105",
@@ -50,13 +52,22 @@ def make_optimizer(params: QatParams, model: nn.Module) -> torch.optim.Optimizer
     return optimizer
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: weights, which decay, and what has at most one axis (biases, norms, scales), which does not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
+def parameter_groups(model: nn.Module, weight_decay: float, scale_lr: float | None = None) -> list[dict[str, Any]]:
+    """Weights, which decay; what has at most one axis (biases, norms), which does not; and learned scales, if any.
+
+    Learned scales do not decay, and have the rate ``scale_lr``, by default that of the optimizer.
+    """
+    learned = learned_parameters(model)
+    scales = {id(p) for p in learned}
+    trained = [p for p in model.parameters() if p.requires_grad and id(p) not in scales]
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
+    if learned:
+        rate = {} if scale_lr is None else {"lr": scale_lr}
+        groups.append({"params": learned, "weight_decay": 0.0, **rate})
+    return groups
 
 
 def check_owned(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from qatlib.errors import QConfigError
 from qatlib.fake.choose import Rules, attributes_of, rules_of
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.qconfig import QConfig
 from qatlib.graph.fuse import DENSE
+from qatlib.graph.inputs import Inputs, ordered_inputs
 from qatlib.graph.ir import CONSTANT, INPUT, OPAQUE, Graph, Node
 from qatlib.graph.same import check_same
 from qatlib.graph.trace import trace
@@ -137,7 +138,7 @@ def _insert_quantize(graph: Graph, floats: set[str]) -> Graph:
 
 def fuse_fx(
     model: nn.Module,
-    example_inputs: Sequence[Tensor],
+    example_inputs: Inputs,
     leaf: Sequence[str] = (),
     wrap: Sequence[Callable[..., Any]] = (),
     rules: Rules | None = None,
@@ -149,8 +150,9 @@ def fuse_fx(
     read again.
     """
     rules = rules or Rules(QConfig(), attributes=attributes_of(model))
-    graph = rules.fuse(trace(model, example_inputs, leaf, wrap))
-    check_same(model, graph, example_inputs)
+    inputs = ordered_inputs(model, example_inputs)
+    graph = rules.fuse(trace(model, inputs, leaf, wrap))
+    check_same(model, graph, inputs)
     return graph
 
 
@@ -160,7 +162,7 @@ def prepare_qat_fx(
     hybrid: bool = False,
     hybrid_dict: Mapping[str, Sequence[Any]] | None = None,
     *,
-    example_inputs: Sequence[Tensor],
+    example_inputs: Inputs,
     leaf: Sequence[str] = (),
     wrap: Sequence[Callable[..., Any]] = (),
 ) -> FakeQuantModel:
@@ -174,7 +176,7 @@ def prepare_qat_fx(
             input of the model goes by its argument's name. A convolution or linear at the output whose QConfig is the
             global one keeps its int32 accumulator.
         hybrid: allow operators that stay float. ``hybrid_dict`` names them by ``"module_type"`` and ``"module_name"``.
-        example_inputs: real tensors, batch first.
+        example_inputs: real tensors, batch first, in the order of ``forward`` or by its names.
 
     Raises GraphError as :func:`qatlib.graph.trace.trace`; QConfigError (QAT146) for a name or type that matches
     nothing, or float operators without ``hybrid``; QAT142 for what is no QConfig.

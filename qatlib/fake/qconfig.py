@@ -11,6 +11,8 @@ from qatlib.qtype import check_scale
 
 Method = Literal["min_max", "percentile", "mse", "kl", "mix", "auto", "fixed_scale"]
 METHODS: tuple[Method, ...] = get_args(Method)
+Kind = Literal["moving_average", "lsq", "pact", "tqt"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,9 @@ class FakeQuantSpec:
 
     ``method`` picks the threshold at calibration (``docs/calibration.md``); ``percentile`` is in percent. ``scale``
     fixes the scale (real units per code) and switches the observer off; the method fixed_scale demands it.
-    ``averaging_constant`` c moves the scale in QAT:
-    ``scale = (1 - c) * scale + c * current``; 0 keeps the calibrated scale.
+    ``averaging_constant`` c moves the scale in QAT: ``scale = (1 - c) * scale + c * current``; 0 keeps the calibrated
+    scale. ``kind`` lsq, pact or tqt trains the scale in QAT instead (:mod:`qatlib.fake.learned`); a fixed scale stays
+    fixed.
     """
 
     dtype: Literal["int8", "int16"] = "int8"
@@ -29,6 +32,7 @@ class FakeQuantSpec:
     bins: int = 2048
     averaging_constant: float = 0.01
     scale: float | None = None
+    kind: Kind = "moving_average"
 
     def __post_init__(self) -> None:
         def wrong(seen: str, fix: str) -> QConfigError:
@@ -38,6 +42,8 @@ class FakeQuantSpec:
             raise wrong(f"dtype {self.dtype!r}", "Use int8 or int16")
         if self.method not in METHODS:
             raise wrong(f"method {self.method!r}", f"Use one of {', '.join(METHODS)}")
+        if self.kind not in KINDS:
+            raise wrong(f"kind {self.kind!r}", f"Use one of {', '.join(KINDS)}")
         if not 0 < self.percentile <= 100:
             raise wrong(f"percentile {self.percentile}", "Use a value above 0, at most 100")
         if self.bins < 2 or self.bins % 2:
@@ -71,6 +77,10 @@ class QConfig:
             if not isinstance(spec, legal):
                 seen = f"{name} is {spec!r}, which is no FakeQuantSpec"
                 raise QConfigError("QAT142", "QConfig", seen, 'Write FakeQuantSpec(dtype="int16") for a format alone')
+
+        if self.weight.kind == "pact":
+            fix = "Use moving_average, lsq or tqt for weights: PACT clips activations"
+            raise QConfigError("QAT142", "QConfig", "weight has the kind 'pact'", fix)
 
     def with_format(self, format: Format | None) -> QConfig:
         """A copy with the format that an inner step asks for."""

@@ -25,8 +25,8 @@ class Range:
     """One activation, in its own unit; NaN for what was not measured.
 
     ``low`` and ``high`` are the extremes in calibration, ``held_low`` and ``held_high`` those of held-out data;
-    ``kept`` is the threshold by ``method``. ``sqnr_db`` is what quantizing the calibration data costs, from the
-    histogram.
+    ``kept`` is the threshold by ``method``, or what masks need beyond it. ``sqnr_db`` is what quantizing the
+    calibration data costs, from the histogram.
     """
 
     op: str
@@ -68,15 +68,16 @@ def ranges_of(model: FakeQuantModel, held: Mapping[str, tuple[float, float]]) ->
         if histogram.low > histogram.high:
             continue
         choice = histogram.choose(fake.spec)
+        kept = choice.threshold if fake.spec.scale else max(choice.threshold, float(fake.room))
         counted = histogram.counting and histogram.largest >= DEAD
-        sqnr = histogram.magnitudes("SQNR").sqnr_db(choice.threshold, dtype) if counted else math.nan
+        sqnr = histogram.magnitudes("SQNR").sqnr_db(kept, dtype) if counted else math.nan
         low, high = held.get(name, (math.nan, math.nan))
         found.append(
             Range(
                 name,
                 dtype,
                 choice.method,
-                choice.threshold,
+                kept,
                 float(fake.scale),
                 histogram.low,
                 histogram.high,

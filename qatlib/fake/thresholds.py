@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from qatlib.fake.qconfig import FakeQuantSpec, Method
@@ -35,7 +36,8 @@ class Magnitudes:
     """``counts`` of ``|x|`` in bins of ``width``, int64 ``[bins]``, and the exact ``largest``, above 0."""
 
     def __init__(self, counts: Tensor, width: float, largest: float) -> None:
-        self.counts, self.width, self.largest = counts.double(), width, largest
+        used = min(len(counts), math.floor(largest / width) + 1)
+        self.counts, self.width, self.largest = counts[:used].double(), width, largest
         self._running = torch.cumsum(counts, 0)
 
     def choose(self, spec: FakeQuantSpec) -> Choice:
@@ -62,7 +64,8 @@ class Magnitudes:
         edges = torch.arange(len(self.counts) + 1, dtype=torch.float64) * self.width / scale
         code = (edges + 0.5).floor_().clamp_(max=qmax)
         # The integral of (x - code)^2 from 0 to the edge, in units of scale^3: 1/12 for each code passed, and the rest.
-        integral = code / 12 + ((edges - code) ** 3 + 0.125) / 3
+        apart = edges.sub_(code)
+        integral = code / 12 + (apart * apart * apart + 0.125) / 3
         return scale.squeeze(1) ** 3 * (integral.diff() @ self.counts) / (self.width * int(self._running[-1]))
 
     def sqnr_db(self, threshold: float, dtype: str) -> float:
@@ -86,30 +89,31 @@ class Magnitudes:
         """Threshold of the least Kullback-Leibler divergence of what is kept from what was seen."""
         counts, width = self._coarse()
         levels, bins = limits(dtype)[1] + 1, len(counts)
-        if bins <= levels:
+        if bins <= levels or not counts.any():
             return self.largest
-        kept = torch.arange(levels, bins + 1).unsqueeze(1)  # [candidates, 1]: bins below the threshold
-        index = torch.arange(bins)
-        seen = torch.where(index < kept, counts, 0.0)
-        level = (index * levels // kept).clamp_(max=levels - 1)
-        borders = -(-torch.arange(levels + 1) * kept // levels)
+        kept = torch.arange(levels, bins + 1)  # [candidates]: bins below the threshold
+        borders = -(-torch.arange(levels + 1) * kept.unsqueeze(1) // levels)
         sums, filled = (_before(values)[borders].diff() for values in (counts, (counts > 0).double()))
-        stored = torch.where(seen > 0, (sums / filled.clamp(min=1)).gather(1, level), 0.0)
-        clipped = counts.sum() - seen.sum(1, keepdim=True)
-        seen = seen.scatter_add(1, kept - 1, clipped)
-        # A bin that holds clipped values alone has no share of what is stored: the divergence is infinite there.
-        p, q = seen / seen.sum(1, keepdim=True), stored / stored.sum(1, keepdim=True)
-        terms = torch.where(p > 0, p * (p / q).log(), 0.0)
-        best = int(terms.sum(1).nan_to_num(math.inf).argmin())
+        logs = torch.where(sums > 0, (sums / filled.clamp(min=1)).log(), 0.0)  # of the share of each bin of a level
+        inside = _before(counts)[kept]
+        last, clipped = counts[kept - 1], counts.sum() - inside
+        # Up to constants: sum of p log p less sum of p log q. Clipped values are seen in the last bin below the
+        # threshold, and stored as what it holds; where it holds nothing, the divergence is infinite.
+        seen = _before(torch.xlogy(counts, counts))[kept - 1] + torch.xlogy(last + clipped, last + clipped)
+        stored = (sums * logs).sum(1) + clipped * logs[:, -1] - counts.sum() * inside.log()
+        impossible = (inside == 0) | ((clipped > 0) & (last == 0))
+        best = int(torch.where(impossible, math.inf, seen - stored).argmin())
         return min((best + levels) * width, self.largest)
 
     def _coarse(self) -> tuple[Tensor, float]:
-        """Counts up to the largest value with bins joined, to 512 or as few more as whole bins allow; their width."""
-        used = min(len(self.counts), math.floor(self.largest / self.width) + 1)
-        joined = max(1, used // _KL_BINS)
-        padded = torch.zeros(-(-used // joined) * joined, dtype=torch.float64)
-        padded[:used] = self.counts[:used]
-        return padded.view(-1, joined).sum(1), self.width * joined
+        """Counts up to the largest value with bins joined, to 512 or as few more as whole bins allow; their width.
+
+        Of the first no more than of the second: relu fills it with zeros, which every threshold keeps.
+        """
+        joined = max(1, len(self.counts) // _KL_BINS)
+        counts = F.pad(self.counts, (0, -len(self.counts) % joined)).view(-1, joined).sum(1)
+        counts[0] = counts[:2].amin()
+        return counts, self.width * joined
 
 
 def kept_of_channels(weight: Tensor, dtype: str) -> Tensor:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_flatten, tree_leaves
+from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_leaves
 
 from qatlib.errors import GraphError
 from qatlib.graph.aliases import Views
+from qatlib.graph.inputs import is_container, plain
 from qatlib.graph.ir import CONSTANT, INPUT, OPAQUE, Graph, Node
 from qatlib.graph.run import Run
 from qatlib.graph.source import (
@@ -63,12 +64,12 @@ class _Normalizer:
                 self._overwrite(call, views, {node.name for node in self.nodes[before:]})
         if self.missing:
             raise unsupported(self.missing)
-        leaves, structure = tree_flatten(_plain(self._resolve(output.args[0])))
-        for value in leaves:
+        leaves, structure = tree_flatten_with_path(plain(self._resolve(output.args[0])))
+        for path, value in leaves:
             if not isinstance(value, Ref):
                 seen = f"the model returns {type(value).__name__} that no operator made"
-                raise GraphError("QAT136", "output", seen, "Return tensors computed from the inputs")
-        return Graph(tuple(self.nodes), tuple(value.name for value in leaves), structure)
+                raise GraphError("QAT136", f"output{keystr(path)}", seen, "Return tensors computed from the inputs")
+        return Graph(tuple(self.nodes), tuple(value.name for _, value in leaves), structure)
 
     def _resolve(self, value: Any) -> Any:
         return map_arg(value, lambda node: self.env[node])
@@ -78,6 +79,8 @@ class _Normalizer:
         if node.op == "get_attr":
             owner, _, name = str(node.target).rpartition(".")
             return getattr(self.module.get_submodule(owner), name)
+        if node.op == "call_function" and is_container(node.target):
+            return node.target(*self._resolve(node.args), **self._resolve(node.kwargs))  # type: ignore[operator]
         first, second = (run.results[node.name] for run in self.runs)
         if not _computed(first):
             return self._constant_tensor(node, first, second) if isinstance(first, Tensor) else _static(first, second)
@@ -310,15 +313,6 @@ def _of_torch(function: Any) -> bool:
     """Whether it is of torch or Python itself, not a function that the user marked with ``torch.fx.wrap``."""
     package = (getattr(function, "__module__", None) or "builtins").partition(".")[0]
     return package in ("torch", "_operator", "builtins", "math")
-
-
-def _plain(value: Any) -> Any:
-    """fx's immutable lists and dicts as the ones that the model returns."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return tuple(_plain(item) for item in value) if type(value) is tuple else value
 
 
 def _static(first: Any, second: Any) -> Any:

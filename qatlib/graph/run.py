@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from qatlib.errors import GraphError
-from qatlib.graph.source import Shape, source_line
+from qatlib.graph.source import Examples, Shape, source_line
 
 _EMPTY = ("empty", "empty_like", "new_empty")
 _NEW = (*_EMPTY, "new_zeros", "new_ones", "new_full", "new_tensor", "zeros_like", "ones_like", "full_like")
@@ -48,10 +47,10 @@ class Run:
     writes: dict[str, Write] = field(default_factory=dict)
 
 
-def run_at(module: fx.GraphModule, inputs: Sequence[Tensor], batch: int) -> Run:
-    """The traced model on the first sample of ``inputs``, ``batch`` times."""
+def run_at(module: fx.GraphModule, examples: Examples, batch: int) -> Run:
+    """The traced model on the first sample of ``examples``, ``batch`` times."""
     recorder = _Recorder(module)
-    arguments = iter([torch.cat([x[:1]] * batch) for x in inputs])
+    arguments = iter(examples.at(batch))
     nodes = [n for n in module.graph.nodes if n.op == "placeholder"]
     recorder.run(*(next(arguments, None) if not n.args else next(arguments, n.args[0]) for n in nodes))
     return recorder.recorded

@@ -36,6 +36,19 @@ class Shape:
         return Shape(tuple(x.shape), content)
 
 
+@dataclass(frozen=True)
+class Examples:
+    """Example inputs, one tensor each, with the batch along ``axes``."""
+
+    inputs: tuple[torch.Tensor, ...]
+    axes: tuple[int, ...]
+
+    def at(self, batch: int) -> list[torch.Tensor]:
+        """The first sample, ``batch`` times."""
+        pairs = zip(self.inputs, self.axes, strict=True)
+        return [torch.cat([x.narrow(axis, 0, 1)] * batch, axis) for x, axis in pairs]
+
+
 def batched(first: int, second: int) -> int | None:
     """A size seen at both of :data:`BATCHES`: itself, or -k if it is k times the batch, or None if neither."""
     if first == second:

@@ -15,33 +15,47 @@ from torch.fx import _symbolic_trace
 from torch.utils._pytree import tree_leaves
 
 from qatlib.errors import GraphError
+from qatlib.graph.inputs import Inputs, batch_axes, ordered_inputs
 from qatlib.graph.ir import Graph
 from qatlib.graph.normalize import normalize
 from qatlib.graph.run import fails, run_at
 from qatlib.graph.snapshot import as_it_was
-from qatlib.graph.source import BATCHES, LIBRARIES, operator_of
+from qatlib.graph.source import BATCHES, LIBRARIES, Examples, operator_of
 from qatlib.graph.verify import verify
 
 
 def trace(
     model: nn.Module,
-    example_inputs: Sequence[Tensor],
+    example_inputs: Inputs,
     leaf: Sequence[str] = (),
     wrap: Sequence[Callable[..., Any]] = (),
 ) -> Graph:
     """Graph of ``model`` at inference. The model is not changed.
 
     Args:
-        example_inputs: real tensors, batch first; one sample is enough.
+        example_inputs: real tensors, in the order of ``forward`` or by its names; one sample is enough. The batch is
+            first. Where the model takes that for none of its inputs together, such as a recurrent state
+            ``[layers, batch, features]``, it is the second axis of those inputs with which the model runs.
         leaf: qualified names of modules that are kept whole, in float.
         wrap: functions that are kept whole, in float.
 
     Raises GraphError: QAT130 if the model's control flow depends on tensors, QAT131 if it fails on the example inputs,
     QAT132 naming every operator that is not supported, QAT133 if ``forward`` keeps state in the model, QAT134 for an
-    unsupported variant of a supported operator.
+    unsupported variant of a supported operator, QAT138 for example inputs that no model could take.
     """
+    inputs = ordered_inputs(model, example_inputs)
+    try:
+        return _trace(model, Examples(inputs, (0,) * len(inputs)), leaf, wrap)
+    except GraphError as error:
+        axes = batch_axes(model, inputs) if error.code == "QAT131" else None
+        if axes is None:
+            raise
+    return _trace(model, Examples(inputs, axes), leaf, wrap)
+
+
+def _trace(model: nn.Module, examples: Examples, leaf: Sequence[str], wrap: Sequence[Callable[..., Any]]) -> Graph:
     with as_it_was(model) as snapshot:
-        module = _symbolic(model, example_inputs, leaf, wrap)
+        module = _symbolic(model, examples, leaf, wrap)
         if assigned := snapshot.traced():
             raise GraphError(
                 "QAT133",
@@ -49,7 +63,7 @@ def trace(
                 "is assigned in forward, so that one call changes the next",
                 "Take the state as an input of the model and return it as an output",
             )
-        runs = [run_at(module, example_inputs, batch) for batch in BATCHES]
+        runs = [run_at(module, examples, batch) for batch in BATCHES]
         return verify(normalize(module, runs, set(leaf), wrap), "trace")
 
 
@@ -125,10 +139,10 @@ class _Examples(fx.Interpreter):
     Every node runs once, in order, so that a call that overwrites a tensor takes effect once.
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, inputs: Sequence[Tensor], batch: int) -> None:
+    def __init__(self, root: nn.Module, graph: fx.Graph, examples: Examples, batch: int) -> None:
         super().__init__(root, garbage_collect_values=False, graph=graph)
         self.extra_traceback = False
-        self.args_iter = iter([torch.cat([x[:1]] * batch) for x in inputs])
+        self.args_iter = iter(examples.at(batch))
 
     def value(self, node: fx.Node) -> Any:
         for earlier in self.graph.nodes:
@@ -148,11 +162,9 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
     """A buffer may be expanded, repeated or sliced by sizes of the inputs."""
 
-    def __init__(
-        self, leaf: Sequence[str], wrap: Sequence[Callable[..., Any]], example_inputs: Sequence[Tensor]
-    ) -> None:
+    def __init__(self, leaf: Sequence[str], wrap: Sequence[Callable[..., Any]], examples: Examples) -> None:
         super().__init__(autowrap_functions=(*_FACTORIES, *wrap))
-        self._example_inputs = example_inputs
+        self._inputs = examples
         self._examples: list[_Examples] = []
         # fx looks in the globals of each forward; a function called from elsewhere is found where it is defined.
         self._autowrap_search += [torch, *(sys.modules[function.__module__] for function in wrap)]
@@ -188,7 +200,7 @@ class _Tracer(fx.Tracer):
         nn.Module.__call__, nn.Module.__getattr__ = originals  # type: ignore[method-assign]
         try:
             if not self._examples:
-                self._examples = [_Examples(self.root, self.graph, self._example_inputs, size) for size in BATCHES]
+                self._examples = [_Examples(self.root, self.graph, self._inputs, size) for size in BATCHES]
             first, second = (examples.value(node) for examples in self._examples)
         finally:
             nn.Module.__call__, nn.Module.__getattr__ = patched  # type: ignore[method-assign]
@@ -203,19 +215,24 @@ class _Tracer(fx.Tracer):
 
 
 def _symbolic(
-    model: nn.Module, inputs: Sequence[Tensor], leaf: Sequence[str], wrap: Sequence[Callable[..., Any]]
+    model: nn.Module, examples: Examples, leaf: Sequence[str], wrap: Sequence[Callable[..., Any]]
 ) -> fx.GraphModule:
     modules = dict(model.named_modules())
     for name in leaf:
         if name not in modules:
             raise GraphError("QAT135", f"model.leaf {name!r}", "no module has this name", "Use a qualified module name")
+    for function in wrap:
+        if function.__name__.startswith("_"):
+            seen = "has a name that begins with _, which torch.fx never wraps"
+            raise GraphError("QAT135", f"model.wrap {function.__name__!r}", seen, "Give it another name")
     parameters = list(inspect.signature(model.forward).parameters.values())
-    if len(parameters) < len(inputs) and all(p.kind is not p.VAR_POSITIONAL for p in parameters):
+    count = len(examples.inputs)
+    if len(parameters) < count and all(p.kind is not p.VAR_POSITIONAL for p in parameters):
         raise GraphError(
-            "QAT131", "inputs", f"{len(inputs)} tensors for a forward that takes {len(parameters)}", "Pass one each"
+            "QAT131", "inputs", f"{count} tensors for a forward that takes {len(parameters)}", "Pass one each"
         )
-    absent = {p.name: p.default for p in parameters[len(inputs) :] if p.default is not p.empty}
-    tracer = _Tracer(leaf, wrap, inputs)
+    absent = {p.name: p.default for p in parameters[count:] if p.default is not p.empty}
+    tracer = _Tracer(leaf, wrap, examples)
     try:
         graph = tracer.trace(model, concrete_args=absent or None)
     except GraphError:
@@ -224,6 +241,11 @@ def _symbolic(
         frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(LIBRARIES)]
         at = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else type(model).__name__
         line = f" `{frames[-1].line}`" if frames else ""
+        if isinstance(error, NotImplementedError) and str(error).startswith("argument of type"):
+            seen = f"{str(error).replace('argument', 'a value')} is returned, or given to an operator"
+            raise GraphError(
+                "QAT136", at, seen, "Use tensors, and tuples, lists, dicts or dataclasses of them"
+            ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise GraphError(
             "QAT130",

@@ -164,7 +164,9 @@ class Recurrent(Composite):
         if not module.batch_first:
             x = call.emit("permute", [x], {"dims": [1, 0, 2]}, suffix=".batch_first")
         if x.shape[1] < 0:
-            raise call.refuse("the batch on the axis of time", "Use batch_first=True; the model's inputs have it first")
+            seen = f"the batch on the axis that batch_first={module.batch_first} takes for time"
+            fix = "Turn batch_first round, or put x.transpose(0, 1) before it: inputs of the model have the batch first"
+            raise call.refuse(seen, fix)
         directions = 2 if module.bidirectional else 1
         initial = _initial(call, found["hx"], 2 if isinstance(module, nn.LSTM) else 1)
         last: list[State] = []

@@ -128,6 +128,24 @@ class ComparedMethod(_Params):
         return self
 
 
+class AdaRoundParams(_Params):
+    """Learned rounding of weights; see :func:`qatlib.fake.ptq.rounding.adaround`."""
+
+    steps: Count = 1000
+    lr: Positive = 1e-2
+    images: Count = 256
+    batch_size: Count = 32
+    regularization: Positive = 1.0
+    beta: Many[Positive] = (20.0, 2.0)
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.2
+
+    @model_validator(mode="after")
+    def _beta_falls(self) -> AdaRoundParams:
+        if len(self.beta) != 2 or self.beta[0] < self.beta[1]:
+            raise ValueError(f"beta is {list(self.beta)}; give where it starts and, not above that, where it ends")
+        return self
+
+
 class CalibrateParams(_Params):
     method: Observer = "percentile"
     percentile: Percentile = 99.99
@@ -137,6 +155,10 @@ class CalibrateParams(_Params):
     batch_size: Count = 64
     compare: Many[ComparedMethod] = ()
     compare_images: Count | None = None
+    equalize: bool = False
+    adaround: AdaRoundParams | None = None
+    bn_re_estimation: bool = False
+    bias_correction: bool = False
 
 
 class DistillParams(_Params):
@@ -159,6 +181,8 @@ class QatParams(_Params):
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     clip_grad_norm: Positive | None = None
+    fake_quant: Literal["moving_average", "lsq", "pact", "tqt"] = "moving_average"
+    scale_lr_factor: Positive = 1.0
     averaging_constant: Annotated[float, Field(ge=0, le=1)] = 0.01
     batch_size: Count = 128
     data_kwargs: dict[str, Any] = {}

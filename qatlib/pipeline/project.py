@@ -17,9 +17,11 @@ from qatlib.errors import CheckpointError, ConfigError, QConfigError
 from qatlib.fake import distributed
 from qatlib.fake.choose import Rules, attributes_of
 from qatlib.fake.fake_quant import FakeQuantize
+from qatlib.fake.learned import is_learned
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.prepare import fuse_fx, is_high_precision_candidate, prepare_graph
-from qatlib.fake.qconfig import FakeQuantSpec, QConfig, method_for
+from qatlib.fake.ptq.equalize import Pair, equalize
+from qatlib.fake.qconfig import FakeQuantSpec, Kind, QConfig, method_for
 from qatlib.graph.ir import INPUT, Graph, Node
 from qatlib.graph.relu6 import BOUND, bounded_by, relus
 from qatlib.ops.base import BY_NAME, Format
@@ -111,15 +113,23 @@ class Project:
         wrap = [load_entry(name, f"model.wrap[{i}]") for i, name in enumerate(section.wrap)]
         return fuse_fx(self.float_model, self.example_inputs, section.leaf, wrap)
 
+    @cached_property
+    def equalized(self) -> tuple[Graph, tuple[Pair, ...]]:
+        """:attr:`graph` with its channels equalized, and the pairs; values of a fixed scale stay in their unit."""
+        chosen = _Formats(self.config, self.graph, attributes_of(self.float_model))
+        qconfigs = {node.name: chosen(node) for node in self.graph.nodes if node.op != INPUT}
+        fixed = {name for name, qconfig in qconfigs.items() if qconfig.activation and qconfig.activation.scale}
+        return equalize(self.graph, fixed)
+
     # -- fake-quant model ----------------------------------------------------------------------------------------
 
-    def fake_quant_model(self, relu6: Sequence[str] = ()) -> FakeQuantModel:
+    def fake_quant_model(self, relu6: Sequence[str] = (), equalized: bool = False) -> FakeQuantModel:
         """A freshly prepared model with the formats of ``qconfig`` and the float operators of ``qat.hybrid``.
 
         Modules that have an attribute ``qconfig`` go by that. The operators in ``relu6`` end in relu6 instead of relu.
         Raises QConfigError (QAT197) if nothing is left to quantize.
         """
-        graph = bounded_by(self.graph, relu6)
+        graph = bounded_by(self.equalized[0] if equalized else self.graph, relu6)
         hybrid = self.resolve_ops(self.config.qat.hybrid, "qat.hybrid")
         formats = _Formats(self.config, graph, attributes_of(self.float_model))
         floats = {*hybrid, *formats.floats}
@@ -144,8 +154,11 @@ class Project:
         owners = _owners(self.graph)
         return tuple(dict.fromkeys(op for name in resolve(patterns, owners, key) for op in owners[name]))
 
-    def save_fake_quant(self, model: FakeQuantModel, path: str | Path) -> None:
-        """Write a checkpoint that :meth:`load_fake_quant` reads."""
+    def save_fake_quant(self, model: FakeQuantModel, path: str | Path, after_training: Sequence[str] = ()) -> None:
+        """Write a checkpoint that :meth:`load_fake_quant` reads.
+
+        ``after_training`` are the keys of section ``calibrate`` whose help moved the weights.
+        """
         relu6 = sorted(set(relus(self.graph).values()) - set(relus(model.graph).values()))
         metadata = {
             "kind": "fake-quant",
@@ -153,6 +166,8 @@ class Project:
             "formats": _formats(model),
             "relu6": json.dumps(relu6),
         }
+        if after_training:
+            metadata["after_training"] = json.dumps(list(after_training))
         save_tensors(path, model.state_dict(), metadata)
 
     def load_fake_quant(self, path: str | Path, relu6: Sequence[str] = ()) -> FakeQuantModel:
@@ -167,9 +182,11 @@ class Project:
                 "QAT127", str(path), "is not a fake-quant checkpoint", "Run the calibrate or qat stage"
             )
         model = self.fake_quant_model((*json.loads(metadata.get("relu6", "[]")), *relu6))
-        weights, expected = load_weights(path), model.state_dict()
-        odd = sorted(set(weights) ^ set(expected)) or sorted(
-            k for k in weights if weights[k].shape != expected[k].shape
+        weights = load_weights(path)
+        _expect_fixed_scales(model, weights)
+        expected = model.state_dict()
+        odd = sorted(name for name in set(weights) ^ set(expected) if not is_learned(name)) or sorted(
+            k for k in set(weights) & set(expected) if weights[k].shape != expected[k].shape
         )
         odd = odd or _apart(metadata.get("formats", "{}"), _formats(model))
         if odd:
@@ -183,6 +200,14 @@ class Project:
         for name in relu6:
             _limit(model.op(name).activation_post_process, BOUND)
         return model.eval()
+
+
+def _expect_fixed_scales(model: FakeQuantModel, weights: Mapping[str, Tensor]) -> None:
+    """Make room for the weight scales that a checkpoint keeps."""
+    for name, op in model.ops():
+        scales = weights.get(f"{name}.weight_fake_quant.fixed")
+        if scales is not None and op.weight_fake_quant is not None:
+            op.weight_fake_quant.fixed = torch.zeros_like(op.float_params()["bias"])
 
 
 def _limit(fake: FakeQuantize | None, largest: float) -> None:
@@ -243,8 +268,11 @@ class _Formats:
             percentile=calibrate.percentile,
             bins=calibrate.bins,
             averaging_constant=config.qat.averaging_constant,
+            kind=config.qat.fake_quant,
         )
-        weight = replace(QConfig().weight, dtype=section.default.weight, method=calibrate.weight_method)
+        kind: Kind = "moving_average" if config.qat.fake_quant == "pact" else config.qat.fake_quant
+        dtype, method = section.default.weight, calibrate.weight_method
+        weight = replace(QConfig().weight, dtype=dtype, method=method, kind=kind)
         whole = attributes.get("", QConfig(default, weight))
         self._default = (whole and whole.activation) or default
         self._weight = whole.weight if whole else weight

@@ -152,6 +152,16 @@ def test_held_out_ranges_are_those_of_the_float_model_and_leave_all_as_it_was() 
     assert all(torch.equal(a, q.histogram.counts) for a, (_, q) in zip(counted, quantizers(fake), strict=True))
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int16"])
+def test_held_out_data_leaves_every_tensor_of_the_model_alone(dtype: Any) -> None:
+    fake = prepared(QConfig(weight=replace(QConfig().weight, dtype=dtype)))
+    calibrate(fake, BATCHES)
+    before = {name: tensor.clone() for name, tensor in fake.state_dict().items()}
+    ranges_on(fake, [images(4, seed=5) * 1000])
+    after = fake.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
 def test_ranges_say_how_much_of_held_out_data_was_seen(tmp_path: Path) -> None:
     fake = small()
     calibrate(fake, BATCHES)

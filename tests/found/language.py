@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from tests.found.registry import found, ids, lengths_mask, reals
 
 
+@dataclass
 class BertConfig:
     vocab_size: int = 50
     hidden_size: int = 16

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -210,7 +209,6 @@ class Swin(nn.Module):
         return self.head(torch.flatten(x, 1))
 
 
-@dataclass
 @found("detr", reals(3, 16, 16), slow=True)
 class DETR(nn.Module):
     """The one-page DETR of its paper: learned queries, row and column embeddings, nn.Transformer, sequence first."""

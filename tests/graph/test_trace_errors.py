@@ -119,6 +119,16 @@ def test_an_unknown_leaf() -> None:
     assert "'head'" in error.where
 
 
+def _private(x: Tensor) -> Tensor:
+    return x
+
+
+def test_a_wrapped_function_that_torch_would_not_wrap() -> None:
+    error = refused(model(lambda s, x: _private(x)), wrap=[_private])
+    assert error.code == "QAT135"
+    assert "'_private'" in error.where
+
+
 @pytest.mark.parametrize("value", [3, None, torch.ones(2)], ids=["int", "None", "constant"])
 def test_outputs_have_to_be_computed(value: object) -> None:
     assert refused(model(lambda s, x: (F.relu(x), value))).code == "QAT136"

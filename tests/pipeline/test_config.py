@@ -108,6 +108,8 @@ def test_yaml_1_2_numbers(tmp_path: Path) -> None:
             "calibrate: {method: minmax}",
             "must be min_max, percentile, mse, kl, mix or auto; did you mean 'min_max'?",
         ),
+        ("calibrate: {adaround: {beta: [2.0, 20.0]}}", "calibrate.adaround: beta is [2.0, 20.0]; give where it starts"),
+        ("calibrate: {adaround: {step: 5}}", "calibrate.adaround.step: is an unknown key; did you mean 'steps'?"),
         ("calibrate: {percentile: 0}", "calibrate.percentile: 0 must be greater than 0"),
         ("calibrate: {percentile: 100.1}", "calibrate.percentile: 100.1 must be less than or equal to 100"),
         ("calibrate: {bins: 2047}", "calibrate.bins: 2047 must be a multiple of 2"),

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from tests.pipeline.imports import PACKAGES, ROOT, closure
 
 PIPELINES = [ROOT / "dvc.yaml", *sorted(ROOT.glob("examples/*/dvc.yaml"))]
-REFERENCE_MODELS = ("detector", "efficientnet_lite0", "recurrent", "sentence_encoder", "warp")
+REFERENCE_MODELS = ("detector", "efficientnet_lite0", "hard_case", "recurrent", "sentence_encoder", "warp")
 
 
 def load(path: Path) -> dict[str, Any]:

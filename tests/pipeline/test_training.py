@@ -225,3 +225,20 @@ def test_relu6_that_names_no_relu(folder: Path) -> None:
         project(relu6=["head"]).resolve_relu6()
     with pytest.raises(ConfigError, match=r"QAT102 qat.relu6\[1\]: 'hiden' matches nothing; did you mean 'hidden'"):
         project(relu6=["stem", "hiden"]).resolve_relu6()
+
+
+@pytest.mark.parametrize("kind", ["lsq", "pact", "tqt"])
+def test_fake_quant_names_what_learns(folder: Path, kind: str) -> None:
+    """Calibrated and trained checkpoints are read by every kind: no stage but qat depends on it."""
+    made = calibrated(fake_quant=kind, optimizer="adam", lr=1e-3)
+    one = trainer_of(made, "calibrated.safetensors", folder, quiet())
+    learned = {name for name, _ in one.model.named_parameters() if name.endswith("learned")}
+    assert "stem.activation_post_process.learned" in learned
+    assert ("stem.weight_fake_quant.learned" in learned) == (kind != "pact")
+    one.run()
+    made.save_fake_quant(one.model, "qat.safetensors")
+    again = made.load_fake_quant("qat.safetensors")
+    x = made.split("val")[0][0][None]
+    assert torch.equal(again(x), one.model(x))
+    plain = project().load_fake_quant("qat.safetensors")
+    assert plain.qtype("stem") == again.qtype("stem")

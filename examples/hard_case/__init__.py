@@ -1,0 +1,1 @@
+"""A network that int8 calibration ruins, and what brings it back."""
