@@ -32,6 +32,7 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	python -m bench.emulator
+	python -m bench.training
 
 examples: $(VENV)/.dev
 	$(THREADS) dvc repro $(sort $(wildcard examples/*/dvc.yaml))

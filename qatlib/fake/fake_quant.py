@@ -70,7 +70,7 @@ class FakeQuantize(LearnedScale):
 
     ``low`` and ``high`` keep the range seen in calibration; ``scale`` is 0 until calibrated, and is the scale whatever
     the kind: a learned one is brought up to date in every forward in QAT, and when the state changes. The codes reach
-    down to ``-room`` at least; a learned scale is free of that.
+    down to ``-room`` at least; where masks ask for room, the scale is not learned.
     """
 
     scale: Tensor
@@ -82,7 +82,7 @@ class FakeQuantize(LearnedScale):
         self, spec: FakeQuantSpec, cell: StateCell, where: str, below_maximum: Sequence[Any] | None = None
     ) -> None:
         """``below_maximum`` says which values are none of the range: :mod:`qatlib.ops.masks`."""
-        super().__init__(spec)
+        super().__init__(spec if below_maximum is None else replace(spec, kind="moving_average"))
         self.where, self.below_maximum = where, below_maximum
         self.register_buffer("room", torch.tensor(0.0), persistent=below_maximum is not None)
         self.pass_room: Callable[[float], None] = lambda low: None
@@ -227,6 +227,7 @@ class WeightFakeQuantize(LearnedScale):
 
     def settle(self, weight: Tensor) -> None:
         """Choose what is kept of every channel's largest magnitude, by ``spec.method``: min_max keeps all."""
+        self.restart()
         if self.spec.method == "mse":
             self.kept.copy_(kept_of_channels(weight.detach(), self.spec.dtype))
 

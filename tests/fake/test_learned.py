@@ -17,6 +17,7 @@ from qatlib.conversion import to_program
 from qatlib.emulator import emulate
 from qatlib.errors import QatError
 from qatlib.fake import straight_through
+from qatlib.fake.calibrate import calibrate
 from qatlib.fake.fake_quant import FakeQuantize, WeightFakeQuantize
 from qatlib.fake.learned import RULES, UNSET, LearnedScale
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
@@ -274,6 +275,37 @@ def test_constants_and_steps_of_fixed_format_learn_nothing() -> None:
     set_fake_quantize(net, FakeQuantState.QAT)
     net(x).square().sum().backward()
     assert all(p.grad is not None and bool(torch.isfinite(p.grad)) for n, p in net.named_parameters() if "learned" in n)
+
+
+@pytest.mark.parametrize("kind", LEARNED)
+def test_masks_stay_hidden_while_scales_are_learned(kind: Kind) -> None:
+    """Scores that hold masks keep the room for them: no step of the optimizer lets a hidden position count."""
+    hidden = torch.zeros(8, dtype=torch.bool)
+    hidden[5:] = True
+    net = calibrated(
+        model(lambda s, x: s.c(x).masked_fill(hidden, -1e4).softmax(-1), c=nn.Linear(8, 8)), torch.randn(64, 8),
+        qconfig_dict=config(kind),
+    )  # fmt: skip
+    set_fake_quantize(net, FakeQuantState.QAT)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+    for _ in range(5):
+        optimizer.zero_grad()
+        net(torch.randn(64, 8))[:, :5].square().sum().neg().backward()
+        optimizer.step()
+    set_fake_quantize(net, FakeQuantState.VALIDATION)
+    assert float(net(torch.randn(64, 8))[:, hidden].detach().max()) == 0
+    scores = [op.activation_post_process for _, op in net.ops() if op.node.attrs.get("below_maximum")]
+    assert scores
+    assert all(fake.rule is None for fake in scores if fake is not None)
+
+
+def test_a_new_calibration_starts_anew() -> None:
+    net = tiny("lsq")
+    set_fake_quantize(net, FakeQuantState.QAT)
+    net(clouds(0)[0])
+    assert all(m.started for m in net.modules() if isinstance(m, LearnedScale))
+    calibrate(net, [clouds(0)[0]])
+    assert not any(m.started for m in net.modules() if isinstance(m, LearnedScale))
 
 
 @pytest.mark.parametrize(
