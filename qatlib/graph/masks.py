@@ -107,13 +107,26 @@ def _masks(graph: Graph, nodes: Nodes) -> dict[str, float]:
             found[node.name] = max([MASKED, *held])
         elif node.op == "mul":
             factor = _factor(nodes, node)
-            if factor is not None and abs(factor) >= -MASKED:
+            if factor is not None and abs(factor) >= -MASKED and not _has_weights(nodes, node):
                 found[node.name] = MASKED
             elif factor is not None and factor > 0 and held:
                 found[node.name] = held[0] * factor
         elif held and node.op in ("add", "sub", "where", "cat", "quantize", *_MOVED):
             found[node.name] = max(held)
     return found
+
+
+def _has_weights(nodes: Nodes, node: Node) -> bool:
+    """Whether a value comes from a convolution or linear: then a large one is a result, not a mask."""
+    seen, queue = set[str](), [node.name]
+    while queue:
+        found = nodes[queue.pop()]
+        if found.op in ("conv", "conv_transpose", "linear"):
+            return True
+        new = {name for name in found.inputs if nodes[name].content == "float"} - seen
+        seen |= new
+        queue += new
+    return False
 
 
 def _origin(nodes: Nodes, name: str) -> str | None:

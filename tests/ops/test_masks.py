@@ -14,6 +14,7 @@ from qatlib.emulator import emulate
 from qatlib.fake.prepare import prepare_qat_fx
 from qatlib.fake.qconfig import get_default_qconfig
 from qatlib.fake.state import FakeQuantState
+from tests.models import model
 from tests.onnx_runtime import assert_same_in_onnx
 from tests.ops.reductions import assert_exact, converted, sqnr_db
 from tests.oracle import run
@@ -209,3 +210,11 @@ def test_the_room_is_in_the_checkpoint() -> None:
     again = prepare_qat_fx(net, get_default_qconfig("int8", "min_max"), example_inputs=(X, mask))
     again.load_state_dict(fake.state_dict())
     torch.testing.assert_close(again(X, mask), fake(X, mask), rtol=0, atol=0)
+
+
+def test_large_results_of_a_linear_are_no_masks() -> None:
+    """A result scaled back to its units may be below -5000 everywhere."""
+    net = model(lambda s, x: (s.linear(x) * 1e4 - 3e4).amax(1), linear=nn.Linear(16, 3))
+    _, program = converted(net, X)
+    with torch.no_grad():
+        assert sqnr_db(net(X), emulate(program, X)[0]) > 25
