@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qatlib.conversion import to_program
 from qatlib.emulator import emulate
+from qatlib.fake.calibrate import calibrate
 from qatlib.fake.prepare import prepare_qat_fx
 from qatlib.fake.qconfig import get_default_qconfig
 from qatlib.fake.state import FakeQuantState
@@ -218,3 +220,14 @@ def test_large_results_of_a_linear_are_no_masks() -> None:
     _, program = converted(net, X)
     with torch.no_grad():
         assert sqnr_db(net(X), emulate(program, X)[0]) > 25
+
+
+@pytest.mark.parametrize("style", ["fill", "fill with -1e4"])
+def test_masks_that_a_float_operator_puts_in(style: str) -> None:
+    """What quantizes its result looks past them as well."""
+    body, mask = STYLES[style]
+    net = Net(body).eval()
+    fake = prepare_qat_fx(net, {}, True, {"module_name": ["masked_fill"]}, example_inputs=(X, mask))
+    calibrate(fake, [(X, mask)])
+    with torch.no_grad():
+        assert sqnr_db(net(X, mask), emulate(to_program(fake), (X, mask))[0]) > 25
