@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from qatlib.graph.ir import CONSTANT, INPUT, Graph, Node
+from qatlib.graph.ir import CONSTANT, INPUT, OPAQUE, Graph, Node
 from qatlib.ops.base import BY_NAME
 from qatlib.ops.masks import BELOW, FILL, MASKED
 
@@ -68,7 +68,7 @@ def look_past_masks(graph: Graph) -> Graph:
         if need is None and node.op == "where" and node.name in masks and _fill(node) <= FILL:
             need = Need(None, BELOW)
         by_row = need is not None and need.axis is not None and not need.only_largest
-        owns = node.op == INPUT or (node.op in BY_NAME and not BY_NAME[node.op].keeps_scale)
+        owns = node.op in (INPUT, OPAQUE) or (node.op in BY_NAME and not BY_NAME[node.op].keeps_scale)
         if need is not None and owns and node.content == "float" and (by_row or node.name in masks):
             attrs = {**node.attrs, "below_maximum": need.attribute(masks.get(node.name, MASKED))}
             if masked := _masked_inputs(nodes, users, masks, node):

@@ -231,3 +231,18 @@ def test_masks_that_a_float_operator_puts_in(style: str) -> None:
     calibrate(fake, [(X, mask)])
     with torch.no_grad():
         assert sqnr_db(net(X, mask), emulate(to_program(fake), (X, mask))[0]) > 25
+
+
+class Hiding(nn.Module):
+    def forward(self, a: Tensor, m: Tensor) -> Tensor:
+        return a.masked_fill(m, -1e9)
+
+
+def test_masks_from_a_module_that_is_kept_whole() -> None:
+    net = Net(lambda s, a, m: s.hide(a, m).softmax(-1)).eval()
+    net.hide = Hiding()
+    fake = prepare_qat_fx(net, example_inputs=(X, HIDDEN), leaf=["hide"])
+    calibrate(fake, [(X, HIDDEN)])
+    scale = fake.qtype("hide.quant").scale
+    assert scale is not None
+    assert scale < 2
