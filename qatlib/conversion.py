@@ -14,7 +14,7 @@ from qatlib.emulator import Emulator
 from qatlib.errors import ProgramError, StateError
 from qatlib.fake.model import FakeOp, FakeQuantModel
 from qatlib.fake.state import FakeQuantState
-from qatlib.graph.inputs import without_classes
+from qatlib.graph.inputs import in_order, without_classes
 from qatlib.graph.ir import INPUT, OPAQUE
 from qatlib.lowering import Emitter, Lowering
 from qatlib.ops.base import BY_NAME
@@ -175,8 +175,9 @@ class IntegerModel(nn.Module):
         self.program = program
         self._emulator = Emulator(program, device)
 
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.program.nest(self._emulator(*inputs))
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
+        """Outputs nested as those of the float model; inputs in its order, or by name. Raises QConfigError QAT143."""
+        return self.program.nest(self._emulator(*in_order(self.program.inputs, inputs, named)))
 
     def to(self, device: str | torch.device) -> IntegerModel:  # type: ignore[override]
         """Run on ``device`` from now on."""

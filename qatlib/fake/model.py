@@ -22,6 +22,7 @@ from qatlib.fake.fake_quant import (
 )
 from qatlib.fake.qconfig import QConfig
 from qatlib.fake.state import FakeQuantState, StateCell
+from qatlib.graph.inputs import in_order
 from qatlib.graph.ir import CONSTANT, INPUT, OPAQUE, Graph, Node
 from qatlib.graph.source import class_name
 from qatlib.ops.base import BY_NAME, Attrs
@@ -347,14 +348,7 @@ class FakeQuantModel(nn.Module):
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         """Outputs nested as those of the float model; inputs in its order, or by name. Raises QConfigError QAT143."""
-        names = self.graph.inputs
-        given = dict(zip(names, inputs, strict=False))
-        if not named:
-            return self._run(inputs)
-        if given.keys() & named.keys() or given.keys() | named.keys() != set(names):
-            seen = f"got {len(inputs)} tensors and {', '.join(named)} for {list(names)}"
-            raise QConfigError("QAT143", "inputs", seen, "Pass one each")
-        return self._run(tuple((given | named)[name] for name in names))
+        return self._run(in_order(self.graph.inputs, inputs, named))
 
     def walk(self, *inputs: Tensor, visit: Visit) -> Any:
         """Forward that calls ``visit(node, inputs, output)`` after every node."""

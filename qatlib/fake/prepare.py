@@ -127,7 +127,7 @@ def _insert_quantize(graph: Graph, floats: set[str]) -> Graph:
         nodes.append(node)
         if node.name in read:
             stub = "qatlib.fake.stubs.QuantStub"
-            masks = {key: node.attrs[key] for key in ("below_maximum",) if key in node.attrs and node.op == INPUT}
+            masks = {key: node.attrs[key] for key in ("below_maximum",) if key in node.attrs}
             quant = Node(f"{node.name}.quant", "quantize", (node.name,), masks, shape=node.shape, module_type=stub)
             nodes.append(quant)
     return replace(graph, nodes=tuple(nodes))

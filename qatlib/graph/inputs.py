@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from qatlib.errors import GraphError
+from qatlib.errors import GraphError, QConfigError
 from qatlib.graph.snapshot import as_it_was
 from qatlib.graph.source import BATCHES, Examples, Shape, batched_shape
 from qatlib.ops.base import Ref
@@ -30,6 +30,9 @@ def ordered_inputs(model: nn.Module, inputs: Inputs) -> tuple[Tensor, ...]:
         raise _odd("example_inputs", seen, "Pass a tuple, or a dict by argument name")
     parameters = inspect.signature(model.forward).parameters
     if isinstance(inputs, Mapping):
+        if alone := [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY and p.name in inputs]:
+            seen = f"{alone[0]!r} can only be given by keyword"
+            raise _odd("example_inputs", seen, "Wrap the model in a module that takes it by place")
         named = _in_order(inputs, parameters)
     else:
         places = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -59,6 +62,17 @@ def _in_order(inputs: Mapping[str, Any], parameters: Mapping[str, inspect.Parame
                 "example_inputs", seen, "Pass it too, or wrap the model in a module that takes only what is given"
             )
     return {name: inputs[name] for name in order if name in inputs}
+
+
+def in_order(names: Sequence[str], inputs: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """The inputs of a call, some of them by name, in the order of ``names``. Raises QConfigError QAT143."""
+    if not named:
+        return inputs
+    given = dict(zip(names, inputs, strict=False))
+    if len(inputs) > len(names) or given.keys() & named.keys() or given.keys() | named.keys() != set(names):
+        seen = f"got {len(inputs)} tensors and {', '.join(named)} for {list(names)}"
+        raise QConfigError("QAT143", "inputs", seen, "Pass one each")
+    return tuple({**given, **named}[name] for name in names)
 
 
 def _check(model: nn.Module, where: str, x: Any) -> None:

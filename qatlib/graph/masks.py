@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from qatlib.graph.ir import CONSTANT, INPUT, Graph, Node
+from qatlib.graph.ir import CONSTANT, INPUT, OPAQUE, Graph, Node
 from qatlib.ops.base import BY_NAME
 from qatlib.ops.masks import BELOW, FILL, MASKED
 
@@ -68,7 +68,7 @@ def look_past_masks(graph: Graph) -> Graph:
         if need is None and node.op == "where" and node.name in masks and _fill(node) <= FILL:
             need = Need(None, BELOW)
         by_row = need is not None and need.axis is not None and not need.only_largest
-        owns = node.op == INPUT or (node.op in BY_NAME and not BY_NAME[node.op].keeps_scale)
+        owns = node.op in (INPUT, OPAQUE) or (node.op in BY_NAME and not BY_NAME[node.op].keeps_scale)
         if need is not None and owns and node.content == "float" and (by_row or node.name in masks):
             attrs = {**node.attrs, "below_maximum": need.attribute(masks.get(node.name, MASKED))}
             if masked := _masked_inputs(nodes, users, masks, node):
@@ -107,13 +107,26 @@ def _masks(graph: Graph, nodes: Nodes) -> dict[str, float]:
             found[node.name] = max([MASKED, *held])
         elif node.op == "mul":
             factor = _factor(nodes, node)
-            if factor is not None and abs(factor) >= -MASKED:
+            if factor is not None and abs(factor) >= -MASKED and not _has_weights(nodes, node):
                 found[node.name] = MASKED
             elif factor is not None and factor > 0 and held:
                 found[node.name] = held[0] * factor
         elif held and node.op in ("add", "sub", "where", "cat", "quantize", *_MOVED):
             found[node.name] = max(held)
     return found
+
+
+def _has_weights(nodes: Nodes, node: Node) -> bool:
+    """Whether a value comes from a convolution or linear: then a large one is a result, not a mask."""
+    seen, queue = set[str](), [node.name]
+    while queue:
+        found = nodes[queue.pop()]
+        if found.op in ("conv", "conv_transpose", "linear"):
+            return True
+        new = {name for name in found.inputs if nodes[name].content == "float"} - seen
+        seen |= new
+        queue += new
+    return False
 
 
 def _origin(nodes: Nodes, name: str) -> str | None:

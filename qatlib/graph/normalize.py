@@ -87,8 +87,9 @@ class _Normalizer:
         if node.op == "placeholder":
             if not isinstance(first, Shape):
                 raise GraphError("QAT136", node.name, "is an input that is not a tensor", "Pass tensors")
-            shape = self._shape(node)
-            return self._add(Node(node.name, INPUT, shape=shape, module_type="input", content=first.content))
+            shape, target = self._shape(node), str(node.target)
+            name = target if target.isidentifier() else node.name  # fx calls an argument ``input`` input_1
+            return self._add(Node(name, INPUT, shape=shape, module_type="input", content=first.content))
         if node.target in (operator.getitem, getattr) and node.op == "call_function":
             whole = self._resolve(node.args[0])
             if not isinstance(whole, Ref | Tensor):

@@ -66,6 +66,8 @@ def check_same(model: nn.Module, graph: Graph, inputs: Sequence[Tensor]) -> None
     nodes = graph.by_name()
     axes = tuple(nodes[name].shape.index(-1) for name in graph.inputs)
     examples = Examples(tuple(inputs), axes)
+    if len(axes) != len(inputs):
+        raise _replaced(model, f"{len(axes)} inputs for {len(inputs)}")
     with as_it_was(model):
         few = [x.narrow(axis, 0, min(x.shape[axis], 2)) for x, axis in zip(inputs, axes, strict=True)]
         _compare(model, graph, few, _outputs(model, few))
@@ -92,6 +94,8 @@ def _outputs(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 def _compare(model: nn.Module, graph: Graph, inputs: Sequence[Tensor], wanted: list[Tensor]) -> None:
     got = evaluate_graph(graph, [x.clone() for x in inputs])
+    if len(got) != len(wanted):
+        raise _replaced(model, f"{len(got)} outputs for {len(wanted)}")
     for name, a, b in zip(graph.outputs, wanted, got, strict=True):
         if a.shape != b.shape:
             raise _differs(graph, name, f"has the shape {list(b.shape)} for {list(a.shape)}")
@@ -160,6 +164,16 @@ def _ties(graph: Graph, name: str) -> float:
         queue += [i for i in node.inputs if i not in seen]
         seen.update(node.inputs)
     return 0.0
+
+
+def _replaced(model: nn.Module, seen: str) -> GraphError:
+    """torch.fx traces the forward of the class, whatever ``model.forward`` is."""
+    return GraphError(
+        "QAT137",
+        type(model).__name__,
+        f"the traced graph is not the model: it has {seen}",
+        "Assign a new forward to the class, not to the model; return as many tensors for any input",
+    )
 
 
 def _differs(graph: Graph, name: str, seen: str) -> GraphError:

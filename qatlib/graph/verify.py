@@ -26,6 +26,10 @@ def verify(graph: Graph, after: str) -> Graph:
         if not node.shape and node.op != CONSTANT:
             raise broken(node.name, "has no shape")
         if sum(size < 0 for size in node.shape) > 1:
+            if after == "trace":  # as the model is written
+                seen = f"has the batch on two axes of {list(node.shape)}, so one sample depends on the others"
+                fix = "Keep the batch first; before layers with batch_first=False, put x.transpose(0, 1)"
+                raise GraphError("QAT136", node.described(), seen, fix)
             raise broken(node.name, f"has two batch axes in {node.shape}")
         known.add(node.name)
     for name in graph.outputs:

@@ -39,7 +39,7 @@ class Assign(Composite):
         if len(keys) == 1 and isinstance(keys[0], Ref | Tensor) and _is_mask(keys[0]):
             return Where.select(call, _over_all_axes(call, keys[0], x), _filling(call, value), x)
         if any(isinstance(k, Ref | bool) for k in keys):
-            raise call.refuse("assigns to positions computed from the input", "Use torch.where or torch.scatter")
+            raise call.refuse("assigns to positions computed from the input", "Use torch.where")
         keys = full_keys(keys, len(x.shape))
         if number(value) is not None:
             return Where.select(call, _mask(call, x, keys), value, x)

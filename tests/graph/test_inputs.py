@@ -17,6 +17,7 @@ from qatlib.conversion import convert_fx
 from qatlib.errors import GraphError, QConfigError
 from qatlib.fake.calibrate import calibrate
 from qatlib.fake.prepare import fuse_fx, prepare_qat_fx
+from qatlib.fake.qconfig import get_default_qconfig
 from tests.models import images, model
 
 
@@ -139,6 +140,30 @@ def test_inputs_by_name() -> None:
         fake(IDS, MASK, mask=MASK)
 
 
+def test_integers_take_inputs_by_name() -> None:
+    net = Encoder().eval()
+    fake = prepare_qat_fx(net, example_inputs={"mask": MASK, "ids": IDS})
+    calibrate(fake, [(IDS, MASK)])
+    integer = convert_fx(fake)
+    for got in (integer(mask=MASK, ids=IDS), integer(IDS, mask=MASK)):
+        assert torch.equal(got, integer(IDS, MASK))
+    for called in (fake, integer):
+        with pytest.raises(QConfigError, match="QAT143"):
+            called(IDS, MASK, MASK, mask=MASK)
+
+
+def test_an_argument_with_the_name_of_a_builtin_keeps_it() -> None:
+    class Product(nn.Module):
+        def forward(self, input: Tensor, max: Tensor) -> Tensor:
+            return input * max
+
+    rules = {"module_name": {"input": get_default_qconfig("int16")}}
+    fake = prepare_qat_fx(Product(), rules, example_inputs={"max": MASK, "input": MASK})
+    assert fake.graph.inputs == ("input", "max")
+    assert fake.dtype("input.quant") == "int16"
+    torch.testing.assert_close(fake(max=MASK, input=2 * MASK), 2 * MASK * MASK)
+
+
 ODD: dict[str, tuple[Any, str]] = {
     "a bare tensor": (IDS, r"one tensor.*\(x,\)"),
     "an array": ((np.ones((1, 3)),), r"example input ids: is a numpy\.ndarray.*from_numpy"),
@@ -174,3 +199,13 @@ def test_an_argument_by_keyword_alone() -> None:
     for inputs in ((MASK,), {"x": MASK, "y": MASK}):
         with pytest.raises(GraphError, match="QAT138"):
             fuse_fx(Keyword(), inputs)
+
+
+def test_an_argument_by_keyword_alone_with_a_default() -> None:
+    class Keyword(nn.Module):
+        def forward(self, x: Tensor, *, y: Tensor | None = None) -> Tensor:
+            return x + 1 if y is None else x + y
+
+    assert fuse_fx(Keyword(), {"x": MASK}).inputs == ("x",)
+    with pytest.raises(GraphError, match=r"QAT138.*'y' can only be given by keyword"):
+        fuse_fx(Keyword(), {"x": MASK, "y": MASK})

@@ -126,3 +126,17 @@ def test_the_model_is_run_once_at_each_of_two_batch_sizes_and_once_more_in_doubt
     check_same(net, graph, (x,))
     assert sizes in ([2, 3], [2, 2, 3, 3])
     assert net.training
+
+
+@pytest.mark.parametrize(
+    ("body", "count", "seen"),
+    [
+        (lambda x, y: x + y, 2, "1 inputs for 2"),
+        (lambda x: (x, x + 1), 1, "1 outputs for 2"),
+    ],
+)
+def test_a_forward_of_the_model_alone_is_named(body: Callable[..., Any], count: int, seen: str) -> None:
+    net = nn.Sequential(nn.ReLU())
+    net.forward = body  # type: ignore[method-assign]
+    with pytest.raises(GraphError, match=f"QAT137 Sequential: .*it has {seen}"):
+        fuse_fx(net, [torch.randn(2, 4)] * count)

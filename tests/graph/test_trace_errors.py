@@ -172,3 +172,9 @@ def test_state_kept_in_the_model_is_named_and_the_model_left_as_it_was(attribute
 def test_an_integer_output_that_the_graph_computes_wrongly_is_found() -> None:
     with pytest.raises(GraphError, match="QAT137"):
         fuse_fx(model(lambda s, x: (x * x.size(0)).argmax(-1)), [torch.randn(4, 30)])
+
+
+def test_samples_that_attend_to_each_other_are_named() -> None:
+    layer = nn.TransformerEncoderLayer(6, 2, 12).eval()  # batch_first=False
+    with pytest.raises(GraphError, match=r"QAT136 layer\.self_attn\.qk .*one sample depends on the others"):
+        trace(model(lambda s, x: s.layer(x), layer=layer), [torch.randn(7, 2, 6)])

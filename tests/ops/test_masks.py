@@ -10,10 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qatlib.conversion import to_program
 from qatlib.emulator import emulate
+from qatlib.fake.calibrate import calibrate
 from qatlib.fake.prepare import prepare_qat_fx
 from qatlib.fake.qconfig import get_default_qconfig
 from qatlib.fake.state import FakeQuantState
+from tests.models import model
 from tests.onnx_runtime import assert_same_in_onnx
 from tests.ops.reductions import assert_exact, converted, sqnr_db
 from tests.oracle import run
@@ -209,3 +212,37 @@ def test_the_room_is_in_the_checkpoint() -> None:
     again = prepare_qat_fx(net, get_default_qconfig("int8", "min_max"), example_inputs=(X, mask))
     again.load_state_dict(fake.state_dict())
     torch.testing.assert_close(again(X, mask), fake(X, mask), rtol=0, atol=0)
+
+
+def test_large_results_of_a_linear_are_no_masks() -> None:
+    """A result scaled back to its units may be below -5000 everywhere."""
+    net = model(lambda s, x: (s.linear(x) * 1e4 - 3e4).amax(1), linear=nn.Linear(16, 3))
+    _, program = converted(net, X)
+    with torch.no_grad():
+        assert sqnr_db(net(X), emulate(program, X)[0]) > 25
+
+
+@pytest.mark.parametrize("style", ["fill", "fill with -1e4"])
+def test_masks_that_a_float_operator_puts_in(style: str) -> None:
+    """What quantizes its result looks past them as well."""
+    body, mask = STYLES[style]
+    net = Net(body).eval()
+    fake = prepare_qat_fx(net, {}, True, {"module_name": ["masked_fill"]}, example_inputs=(X, mask))
+    calibrate(fake, [(X, mask)])
+    with torch.no_grad():
+        assert sqnr_db(net(X, mask), emulate(to_program(fake), (X, mask))[0]) > 25
+
+
+class Hiding(nn.Module):
+    def forward(self, a: Tensor, m: Tensor) -> Tensor:
+        return a.masked_fill(m, -1e9)
+
+
+def test_masks_from_a_module_that_is_kept_whole() -> None:
+    net = Net(lambda s, a, m: s.hide(a, m).softmax(-1)).eval()
+    net.hide = Hiding()
+    fake = prepare_qat_fx(net, example_inputs=(X, HIDDEN), leaf=["hide"])
+    calibrate(fake, [(X, HIDDEN)])
+    scale = fake.qtype("hide.quant").scale
+    assert scale is not None
+    assert scale < 2
