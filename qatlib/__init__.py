@@ -28,6 +28,7 @@ _HOME = {
     "qatlib.fake.prepare": ("fuse_fx", "prepare_qat_fx"),
     "qatlib.fake.calibrate": ("calibrate",),
     "qatlib.fake.coverage": ("mac_coverage",),
+    "qatlib.fake.formats": ("check_qconfig",),
     "qatlib.conversion": ("IntegerModel", "convert", "convert_fx", "to_program"),
     "qatlib.program": ("Op", "Program", "Value"),
     "qatlib.emulator": ("Emulator", "emulate"),

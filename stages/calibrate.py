@@ -16,6 +16,7 @@ def main(config: Config) -> None:
     from qatlib.fake.calibrate import calibrate
     from qatlib.fake.coverage import mac_coverage
     from qatlib.fake.distributed import rank
+    from qatlib.fake.formats import check_qconfig
     from qatlib.fake.ranges import write_ranges
     from qatlib.pipeline import calibration
     from qatlib.pipeline.after_training import help_after_training
@@ -39,6 +40,7 @@ def main(config: Config) -> None:
     helped = help_after_training(project, model)
     scored = project.evaluate(model, "test")
     project.save_fake_quant(model, "artifacts/calibrated.safetensors", helped.done)
+    check_qconfig(model, "reports/calibrate/qconfig.csv")
     write_ranges("reports/calibrate/ranges.csv", ranges)
     calibration.write_comparison("reports/calibrate/compare.csv", compared, metric)
     write_metrics(

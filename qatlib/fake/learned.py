@@ -38,6 +38,10 @@ class Rule(ABC):
     def legal(self, learned: Tensor, dtype: str) -> Tensor:
         """The nearest parameter that means a legal scale: a step may have gone past it."""
 
+    def times(self, learned: Tensor, factor: Tensor) -> Tensor:
+        """The parameter where what is quantized is multiplied by ``factor`` > 0."""
+        return learned * factor
+
     @abstractmethod
     def inside(self, v: Tensor, rounded: Tensor, dtype: str) -> tuple[Tensor, float, float]:
         """Of what, and between which two numbers, both excluded, the gradient passes to x."""
@@ -115,6 +119,9 @@ class Tqt(Rule):
     def scale(self, learned: Tensor, dtype: str) -> Tensor:
         return torch.exp2((self.legal(learned, dtype) - _bits(dtype)).ceil())
 
+    def times(self, learned: Tensor, factor: Tensor) -> Tensor:
+        return learned + factor.log2()
+
     def legal(self, learned: Tensor, dtype: str) -> Tensor:
         return learned.clamp(math.log2(DEAD_SCALE) + _bits(dtype), _LARGEST_LOG2)
 
@@ -161,6 +168,12 @@ class LearnedScale(nn.Module):
             with torch.no_grad():
                 self.learned.copy_(self.rule.initial(scale, self.spec.dtype))
             self.started = True
+
+    @torch.no_grad()
+    def rescale(self, factor: Tensor) -> None:
+        """Follow values that were multiplied by ``factor`` > 0, if a scale of them is learned."""
+        if self.started and self.rule is not None:
+            self.learned.copy_(self.rule.times(self.learned, factor.to(self.learned)))
 
     def restart(self) -> None:
         """Forget what was learned."""

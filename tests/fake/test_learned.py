@@ -299,6 +299,20 @@ def test_masks_stay_hidden_while_scales_are_learned(kind: Kind) -> None:
     assert all(fake.rule is None for fake in scores if fake is not None)
 
 
+@pytest.mark.parametrize("kind", ["lsq", "tqt"])
+def test_learned_scales_follow_weights_that_are_multiplied(kind: Kind) -> None:
+    """By a power of two, which no rule rounds, every code stays."""
+    weight, factor = torch.randn(3, 40), torch.tensor([0.5, 1.0, 2.0])
+    fake = WeightFakeQuantize(FakeQuantSpec(kind=kind), 3)
+    fake.rescale(factor)
+    assert not fake.started, "nothing is learned yet"
+    fake.start(fake.scales(weight) * 0.8)
+    before = fake.codes(weight, fake.scales(weight))
+    fake.rescale(factor)
+    wider = weight * factor[:, None]
+    assert torch.equal(fake.codes(wider, fake.scales(wider)), before)
+
+
 def test_a_new_calibration_starts_anew() -> None:
     net = tiny("lsq")
     set_fake_quantize(net, FakeQuantState.QAT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
 from qatlib.errors import ConfigError
+from qatlib.pipeline import config
 from qatlib.pipeline.config import Config, load_config
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -50,6 +52,22 @@ def test_params_yaml_shows_every_key_and_no_default_hides() -> None:
                 assert_same(inner, document[name])
 
     assert_same(keys_of(Config), YAML(typ="safe", pure=True).load(PARAMS))
+
+
+def test_every_key_is_read_by_the_code() -> None:
+    """A key that nothing reads is a promise that is not kept."""
+    root = Path(__file__).parents[2]
+    files = [file for folder in ("qatlib", "stages") for file in (root / folder).rglob("*.py")]
+    read = {
+        node.attr
+        for file in files
+        if file.name != "config.py"
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+    }
+    sections = [kind for kind in vars(config).values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    assert len(sections) > 15
+    assert {f"{kind.__name__}.{key}" for kind in sections for key in kind.model_fields if key not in read} == set()
 
 
 def test_every_line_of_params_yaml_is_commented() -> None:

@@ -40,8 +40,10 @@ def re_estimate_batch_norms(model: FakeQuantModel, reference: FakeQuantModel, ba
             weight.mul_(factor.to(weight).view(-1, *[1] * (weight.dim() - 1)))
             bias.copy_((factor * (bias.double() - seen.mean) + goal.mean).to(bias))
             fake = op.weight_fake_quant
-            if fake is not None and fake.fixed is not None:
-                fake.fixed.mul_(factor.to(fake.fixed))
+            if fake is not None:
+                fake.rescale(factor)
+                if fake.fixed is not None:
+                    fake.fixed.mul_(factor.to(fake.fixed))
             if hasattr(op, "largest_sum"):  # sums grow with the weights
                 op.largest_sum.mul_(factor.to(op.largest_sum))
     return tuple(names)
