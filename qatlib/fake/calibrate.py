@@ -122,6 +122,8 @@ def _merge_observers(model: FakeQuantModel) -> None:
             fake.histogram.merge(seen[name])
         fake.room.copy_(largest(fake.room))
     for _, op in model.ops():
+        if isinstance(constant := op.activation_post_process, ConstantFakeQuantize):
+            constant.make_room(-float(largest(constant.room)))
         if isinstance(sums := getattr(op, "largest_sum", None), Tensor):
             sums.copy_(largest(sums))
 

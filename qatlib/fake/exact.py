@@ -15,6 +15,8 @@ from torch import Tensor
 
 from qatlib.conversion import IntegerModel, convert_fx
 from qatlib.emulator import Emulator
+from qatlib.errors import QatError
+from qatlib.fake.guards import check_weights
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
 from qatlib.fake.state import FakeQuantState
 from qatlib.graph.ir import Node
@@ -49,7 +51,9 @@ class ExactForward:
         """Ops without an integer form, after a call: their values are floats, rounded by the same rule."""
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """Outputs as the model's, differentiable in its parameters. Raises as ``convert_fx``."""
+        """Outputs as the model's, differentiable in its parameters. Raises as ``convert_fx``, and TrainingError
+        (QAT162) for weights that are not finite.
+        """
         exact = self._integers(inputs)
 
         def instead(node: Node, computed: Tensor) -> Tensor:
@@ -66,6 +70,9 @@ class ExactForward:
         set_fake_quantize(self.model, FakeQuantState.VALIDATION)
         try:
             program = self._convert(self.model).program
+        except QatError:
+            check_weights(self.model, "exact forward")
+            raise
         finally:
             set_fake_quantize(self.model, state)
         self.islands = tuple(op.name for op in program.islands())

@@ -54,6 +54,10 @@ class Rule(ABC):
     def factor(self, scale: Tensor, count: int, dtype: str) -> Tensor | float:
         """What multiplies the sum of :meth:`slope` over ``count`` elements."""
 
+    def of_part(self, share: float) -> float:
+        """What brings :meth:`factor` of a ``share`` of the elements to that of all of them."""
+        return 1.0
+
 
 class Lsq(Rule):
     """The scale itself: Esser et al., 2020, equations 3 and 5, gradients divided by ``sqrt(count * qmax)``."""
@@ -73,6 +77,9 @@ class Lsq(Rule):
 
     def factor(self, scale: Tensor, count: int, dtype: str) -> Tensor | float:
         return 1.0 / math.sqrt(max(1, count) * limits(dtype)[1])
+
+    def of_part(self, share: float) -> float:
+        return math.sqrt(share)
 
 
 class Pact(Rule):
@@ -205,6 +212,15 @@ def is_learned(name: str) -> bool:
 def learned_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The learned parameters of all fake-quant modules."""
     return [m.learned for m in model.modules() if isinstance(m, LearnedScale) and m.rule is not None]
+
+
+def count_all_rows(model: nn.Module, share: float) -> None:
+    """Give scales of activations the gradient of a process that sees all rows, where this sees a ``share`` of them."""
+    for part in model.modules():
+        if isinstance(part, LearnedScale) and part.rule is not None and part.learned.dim() == 0:
+            gradient = part.learned.grad
+            if gradient is not None:
+                gradient.mul_(part.rule.of_part(share))
 
 
 class _Learned(torch.autograd.Function):

@@ -16,6 +16,7 @@ from qatlib.fake.distill import Distillation
 from qatlib.fake.distributed import add_gradients, summed
 from qatlib.fake.float_form import calibrated_form, float_form
 from qatlib.fake.guards import Fault, Place, batch_of_one, check_targets, cures, forward_fault, gradient_fault
+from qatlib.fake.learned import count_all_rows
 from qatlib.fake.model import FakeQuantModel
 from qatlib.pipeline.data import check_finite, seeded
 
@@ -73,6 +74,7 @@ class Step:
             raise self._not_finite(place, f"loss is {total}{where}", self._behind(inputs, place))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        count_all_rows(self.model, weight)
         add_gradients(self.model.parameters(), weight)
         limit = math.inf if self.clip_grad_norm is None else self.clip_grad_norm
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))

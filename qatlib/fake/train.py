@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 from qatlib.conversion import IntegerModel, convert_fx
 from qatlib.errors import ProgramError, TrainingError
 from qatlib.fake.distill import Distillation
-from qatlib.fake.distributed import rank, share
+from qatlib.fake.distributed import gather, rank, share
 from qatlib.fake.epochs import Epoch, Scores, better, worth_keeping
 from qatlib.fake.exact import ExactForward
 from qatlib.fake.first_loss import FirstLoss, check_calibrated
@@ -260,7 +261,7 @@ class Trainer:
         return forward
 
     def _check_last_batch(self) -> None:
-        if len(self.items(1, self.steps - 1)) == 1:
+        if 1 in gather(len(self.items(1, self.steps - 1))):  # all of them try: the forward may speak to the others
             inputs, _ = next(iter(self.batches(1, self.steps - 1)))
             check_batch_of_one(self.model, self._moved(inputs), "the last batch of an epoch")
 
@@ -277,11 +278,16 @@ class Trainer:
     def _layout(self) -> Iterator[None]:
         """Weights ``[O, I, kH, kW]`` lie in memory as ``qat.channels_last`` says while a block trains."""
         if self.params.channels_last:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._lay_out(torch.channels_last)
         try:
             yield
         finally:
-            self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            self._lay_out(torch.contiguous_format)
+
+    def _lay_out(self, layout: torch.memory_format) -> None:
+        for tensor in chain(self.model.parameters(), self.model.buffers()):
+            if tensor.dim() == 4:
+                tensor.data = tensor.data.contiguous(memory_format=layout)
 
 
 @dataclass

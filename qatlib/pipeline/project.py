@@ -17,7 +17,7 @@ from qatlib.errors import CheckpointError, ConfigError, QConfigError
 from qatlib.fake import distributed
 from qatlib.fake.choose import Rules, attributes_of
 from qatlib.fake.fake_quant import FakeQuantize
-from qatlib.fake.learned import is_learned
+from qatlib.fake.learned import LearnedScale, is_learned
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.prepare import fuse_fx, is_high_precision_candidate, prepare_graph
 from qatlib.fake.ptq.equalize import Pair, equalize
@@ -166,6 +166,8 @@ class Project:
             "formats": _formats(model),
             "relu6": json.dumps(relu6),
         }
+        if learned := {name: part.spec.kind for name, part in _learning(model) if part.started}:
+            metadata["learned"] = json.dumps(learned, sort_keys=True)
         if after_training:
             metadata["after_training"] = json.dumps(list(after_training))
         save_tensors(path, model.state_dict(), metadata)
@@ -174,7 +176,8 @@ class Project:
         """The model of a checkpoint, its state included, with relu6 where the saved model had it.
 
         From now on the operators in ``relu6`` end in relu6 too; their scales are limited to what that needs. Raises
-        CheckpointError QAT127 if the file is no fake-quant checkpoint or was made with other formats or operators.
+        CheckpointError QAT127 if the file is no fake-quant checkpoint or was made with other formats or operators, or
+        if its scales were learned in another way.
         """
         metadata = read_metadata(path)
         if metadata.get("kind") != "fake-quant":
@@ -189,6 +192,9 @@ class Project:
             k for k in set(weights) & set(expected) if weights[k].shape != expected[k].shape
         )
         odd = odd or _apart(metadata.get("formats", "{}"), _formats(model))
+        kinds = {name: part.spec.kind for name, part in _learning(model)}
+        learned = json.loads(metadata.get("learned", "{}"))
+        odd = odd or [f"learned scale of {name}" for name, kind in learned.items() if kinds.get(name) != kind]
         if odd:
             raise CheckpointError(
                 "QAT127",
@@ -200,6 +206,12 @@ class Project:
         for name in relu6:
             _limit(model.op(name).activation_post_process, BOUND)
         return model.eval()
+
+
+def _learning(model: FakeQuantModel) -> list[tuple[str, LearnedScale]]:
+    """Every fake-quant module that learns its scale, by name."""
+    modules = ((name, part) for name, part in model.named_modules() if isinstance(part, LearnedScale))
+    return [(name, part) for name, part in modules if part.rule is not None]
 
 
 def _expect_fixed_scales(model: FakeQuantModel, weights: Mapping[str, Tensor]) -> None:
@@ -275,6 +287,7 @@ class _Formats:
         weight = replace(QConfig().weight, dtype=dtype, method=method, kind=kind)
         whole = attributes.get("", QConfig(default, weight))
         self._default = (whole and whole.activation) or default
+        self._method = calibrate.method if self._default is default else self._default.method
         self._weight = whole.weight if whole else weight
         rules = Rules(whole, attributes=attributes)
         found = {node.name: rules.of(node) for node in graph.nodes if node.op != INPUT}
@@ -328,7 +341,7 @@ class _Formats:
         asked = node.format or Format()
         dtype = record.activation or asked.dtype or self._default.dtype
         scale = record.scale if record.scale or record.activation else asked.scale
-        method = method_for(dtype, self._default.method)
+        method = method_for(dtype, self._method)
         return QConfig(replace(self._default, dtype=dtype, scale=scale, method=method), weight)
 
     def _high_precision(self, node: Node, record: Override | None) -> bool:

@@ -227,3 +227,11 @@ def test_a_rewound_training_resumes_to_the_same_bytes(tmp_path: Path, stop: int)
     resumed = _diverging(tmp_path / "cut")
     assert str(resumed.run()) == str(wanted)
     assert all(torch.equal(t, state(whole.model)[n]) for n, t in state(resumed.model).items())
+
+
+def test_the_exact_forward_goes_back_too() -> None:
+    """Weights that are not finite have no integers; that is the training's fault, not the configuration's."""
+    net, said = start(0.0), list[str]()
+    changes: dict[str, Any] = {"forward": "exact", "on_nan": "rewind", "note": said.append}
+    assert trainer(net, on_step=spoil_weight(STEPS + 2, net), **changes).run().rewinds == 1
+    assert "hidden.weight holds 1 of 16 values that are not finite" in said[0]

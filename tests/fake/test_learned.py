@@ -19,7 +19,7 @@ from qatlib.errors import QatError
 from qatlib.fake import straight_through
 from qatlib.fake.calibrate import calibrate
 from qatlib.fake.fake_quant import FakeQuantize, WeightFakeQuantize
-from qatlib.fake.learned import RULES, UNSET, LearnedScale
+from qatlib.fake.learned import RULES, UNSET, LearnedScale, count_all_rows
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
 from qatlib.fake.optimizer import make_optimizer
 from qatlib.fake.qconfig import FakeQuantSpec, Kind, QConfig
@@ -408,3 +408,21 @@ def test_every_entry_of_a_batch_and_layout_counts(monkeypatch: pytest.MonkeyPatc
         assert fake.learned.grad is not None
         found.append(fake.learned.grad)
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("kind", LEARNED)
+def test_gradients_of_parts_of_a_batch_add_up_to_those_of_the_batch(kind: Kind) -> None:
+    x, labels = clouds(1)
+
+    def gradients(rows: slice, share: float) -> dict[str, Tensor]:
+        net = tiny(kind)
+        set_fake_quantize(net, FakeQuantState.QAT)
+        F.cross_entropy(net(x[rows]), labels[rows]).backward()
+        count_all_rows(net, share)
+        return {name: share * p.grad for name, p in net.named_parameters() if p.grad is not None}
+
+    whole = gradients(slice(96), 1.0)
+    parts = gradients(slice(64), 2 / 3), gradients(slice(64, 96), 1 / 3)
+    assert any(name.endswith("learned") for name in whole)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[0][name] + parts[1][name], gradient, rtol=1e-3, atol=1e-6, msg=name)

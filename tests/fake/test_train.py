@@ -354,6 +354,19 @@ def test_bf16_is_the_arithmetic_of_training_alone(monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(a, b, rtol=0.05, atol=0.02)
 
 
+def test_channels_last_leaves_what_has_five_axes_as_it_is() -> None:
+    x, labels = images(16, size=6), torch.arange(16) % 3
+    net = nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Conv3d(3, 4, (1, 3, 3)), nn.Flatten(), nn.Linear(64, 3)).eval()
+    fit = trainer(
+        calibrated(net, x),
+        channels_last=True,
+        epochs=1,
+        batches=lambda epoch, first: (((x,), labels) for _ in range(first, STEPS)),
+        score=lambda model: Scores(0.0, 0.0, 0.0),
+    )
+    assert len(fit.run().history) == 2
+
+
 def test_channels_last_is_the_layout_of_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     seen, last = _convolutions(monkeypatch, channels_last=True)
     trained = [(weight, out) for training, weight, out in seen if training]

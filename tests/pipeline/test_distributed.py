@@ -15,7 +15,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from qatlib.fake import calibrate
+from qatlib.fake.fake_quant import ConstantFakeQuantize
+from qatlib.fake.prepare import prepare_qat_fx
+from qatlib.fake.qconfig import get_default_qconfig
 from qatlib.pipeline.data import loader
+from tests.ops.test_masks import STYLES, Net, X
 from tests.pipeline.conftest import Repository
 from tests.pipeline.test_data import listed
 from tests.pipeline.test_repro import digest, read
@@ -136,3 +141,41 @@ def test_rows_and_batches_are_dealt_out() -> None:
             assert first == second == batch
     assert rows(stride=2) == whole[0::2]
     assert rows(start_batch=1, stride=2) == whole[1::2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rest", [2, 3])
+def test_learned_scales_are_the_same_within_float_rounding(finished: Repository, tmp_path: Path, rest: int) -> None:
+    """The last batch leaves one process one row of three: both have to try whether that is enough."""
+    settings: dict[str, Any] = {"fake_quant": "lsq", "batch_size": 512 - rest, "epochs": 1, "scale_lr_factor": 0.1}
+    alone = finished.copy(tmp_path / "alone")
+    alone.set(qat=settings)
+    pair = two(finished, tmp_path / "pair", qat=settings)
+    for repository in (alone, pair):
+        repository.stage("qat")
+    one, other = weights(alone), weights(pair)
+    for name in one:
+        torch.testing.assert_close(other[name], one[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+def test_one_row_for_one_process_and_two_for_the_other(finished: Repository, tmp_path: Path) -> None:
+    settings = {"averaging_constant": 0.1, "batch_size": 509, "epochs": 1}
+    two(finished, tmp_path / "pair", qat=settings).stage("qat")
+
+
+def test_room_for_masks_in_a_constant_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    body, mask = STYLES["constant with a bias"]
+    net = Net(body).eval()
+    alone, pair = (prepare_qat_fx(net, get_default_qconfig("int8", "min_max"), example_inputs=(X, mask)) for _ in "ab")
+    calibrate.calibrate(alone, [((X, mask), None)])
+    monkeypatch.setattr(calibrate, "size", lambda: 2)
+    monkeypatch.setattr(calibrate, "largest", lambda x: 2 * x)
+    calibrate.calibrate(pair, [((X, mask), None)])
+    rooms = [
+        float(fake.room)
+        for model in (alone, pair)
+        for _, op in model.ops()
+        if isinstance(fake := op.activation_post_process, ConstantFakeQuantize) and fake.below_maximum
+    ]
+    assert rooms[1] == 2 * rooms[0] > 0

@@ -285,3 +285,29 @@ def test_a_checkpoint_of_other_formats_is_refused(folder: Path, sections: dict[s
 def test_a_float_checkpoint_is_no_fake_quant_checkpoint(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="QAT127"):
         Project(config()).load_fake_quant("float.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["moving_average", "pact", "tqt"])
+def test_a_checkpoint_of_scales_learned_in_another_way_is_refused(folder: Path, kind: str) -> None:
+    """What LSQ learned is no clip of PACT and no exponent of TQT, and without it the weights have other scales."""
+    project = Project(config(qat={"fake_quant": "lsq"}))
+    model = project.fake_quant_model()
+    calibrate(model, project.batches("calib", 16))
+    project.save_fake_quant(model, "calibrated.safetensors")
+    set_fake_quantize(model, FakeQuantState.QAT)
+    model(images(4))
+    set_fake_quantize(model, FakeQuantState.VALIDATION)
+    project.save_fake_quant(model, "qat.safetensors")
+    loaded = Project(config(qat={"fake_quant": "lsq"})).load_fake_quant("qat.safetensors")
+    assert torch.equal(loaded(images(4)), model(images(4)))
+    other = Project(config(qat={"fake_quant": kind}))
+    other.load_fake_quant("calibrated.safetensors")
+    with pytest.raises(CheckpointError, match=r"QAT127 .*learned scale of"):
+        other.load_fake_quant("qat.safetensors")
+
+
+def test_an_override_to_8_bits_has_the_method_of_the_section(folder: Path) -> None:
+    record = {"match": "cat", "activation": "int8"}
+    model = prepared(qconfig={"default": {"activation": "int16"}, "overrides": [record]})
+    methods = [fake.spec.method for name in ("cat", "stem") if (fake := model.op(name).activation_post_process)]
+    assert methods == ["percentile", "min_max"]

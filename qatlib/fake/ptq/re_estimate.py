@@ -44,6 +44,8 @@ def re_estimate_batch_norms(model: FakeQuantModel, reference: FakeQuantModel, ba
                 fake.rescale(factor)
                 if fake.fixed is not None:
                     fake.fixed.mul_(factor.to(fake.fixed))
+            if hasattr(op, "largest_sum"):  # sums grow with the weights
+                op.largest_sum.mul_(factor.to(op.largest_sum))
     return tuple(names)
 
 

@@ -9,6 +9,7 @@ from qatlib.conversion import convert_fx
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.ptq.layers import float_reference
 from qatlib.fake.ptq.re_estimate import re_estimate_batch_norms
+from qatlib.fake.qconfig import FakeQuantSpec, QConfig
 from tests.fake.ptq.nets import HELD_OUT, SEEN, prepared, sqnr_db
 
 NORMS = ["stem", "second"]
@@ -85,3 +86,17 @@ def test_a_dead_channel_stays_and_kept_scales_move_with_their_weights() -> None:
     assert torch.equal(codes(fake, "second"), before)
     assert not fake.op("stem").weight[2].any()
     assert all(torch.isfinite(fake.op(name).weight).all() for name in NORMS)
+
+
+def test_sums_of_16_bits_grow_with_the_weights() -> None:
+    wide = FakeQuantSpec("int16", "min_max")
+    fake = prepared(qconfig_dict=QConfig(wide, wide))
+    reference = float_reference(fake)
+    with torch.no_grad():
+        fake.op(NORMS[0]).weight.mul_(0.6)
+    scales = fake.op(NORMS[0]).weight_scales()
+    before, seen = codes(fake, NORMS[0]).int(), fake.op(NORMS[0]).largest_sum.clone()
+    assert float((scales > fake.op(NORMS[0]).weight_fake_quant.scales(fake.op(NORMS[0]).weight)).float().mean()) > 0.5
+    re_estimate_batch_norms(fake, reference, SEEN)
+    assert bool((fake.op(NORMS[0]).largest_sum > 1.5 * seen).all())
+    assert int((codes(fake, NORMS[0]).int() - before).abs().max()) <= 1
