@@ -67,6 +67,9 @@ class ExactForward:
     def _integers(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
         """Real numbers of every node's value, float32."""
         state = self.model.state
+        if state is FakeQuantState.QAT:
+            for _, op in self.model.ops():
+                op.start_learning()
         set_fake_quantize(self.model, FakeQuantState.VALIDATION)
         try:
             program = self._convert(self.model).program

@@ -162,6 +162,14 @@ class FakeOp(nn.Module):
             out = fake_quantize(out, self._input_quantizer[0].scale, self._input_quantizer[0].spec.dtype)
         return out
 
+    def start_learning(self) -> None:
+        """Begin with learned scales where they are, as the first forward in QAT does."""
+        if (weights := self.weight_fake_quant) is not None:
+            weights.start(weights.scales(self.float_params()["weight"]))
+        if (fake := self.activation_post_process) is not None:
+            fake.start(fake.scale)
+            fake.refresh()
+
     def forget(self) -> None:
         """Drop what earlier calibrations saw of sums and addends."""
         self._largest_other.clear()

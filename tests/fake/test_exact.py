@@ -11,7 +11,7 @@ from qatlib.conversion import convert_fx
 from qatlib.emulator import Emulator
 from qatlib.fake.exact import ExactForward
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
-from qatlib.fake.qconfig import FakeQuantSpec, QConfig
+from qatlib.fake.qconfig import FakeQuantSpec, Kind, QConfig
 from qatlib.fake.state import FakeQuantState
 from qatlib.graph.ir import Node
 from tests.fake import training as fit
@@ -144,3 +144,17 @@ def test_the_trainer_names_what_stays_float() -> None:
     notes: list[str] = []
     fit.trainer(model, forward="exact", epochs=1, note=notes.append).run()
     assert any("qat.forward: exact, but hidden " in note for note in notes)
+
+
+@pytest.mark.parametrize("kind", ["lsq", "pact", "tqt"])
+def test_the_first_step_has_the_scales_that_are_learned(kind: Kind) -> None:
+    """tqt starts at powers of two, which calibration does not give."""
+    points, _ = fit.clouds(0)
+    spec = FakeQuantSpec(kind=kind)
+    weight = FakeQuantSpec(method="min_max", kind="moving_average" if kind == "pact" else kind)
+    model = training(calibrated(Tiny(), points, qconfig_dict=QConfig(spec, weight)))
+    forward = ExactForward(model)
+    first, second = forward(points), forward(points)
+    set_fake_quantize(model, FakeQuantState.VALIDATION)
+    assert torch.equal(first, second)
+    assert torch.equal(first, convert_fx(model)(points))
