@@ -119,7 +119,7 @@ class _Recorder(fx.Interpreter):
         target = out if isinstance(out, fx.Node) else n.all_input_nodes[0]
         changed = self.env[target]
         if not any(changed is x for x in candidates):
-            seen = "changes another tensor in place than its first, or several"
+            seen = f"{_name(n)} changes another tensor in place than its first, or several"
             raise GraphError("QAT137", source_line(n) or n.name, seen, "Compute a new tensor instead")
         if target.op == "get_attr":
             raise GraphError(

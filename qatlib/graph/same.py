@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from qatlib.errors import GraphError
@@ -88,8 +90,23 @@ def _others(one: Tensor, axis: int) -> Tensor:
     return torch.cat([0.75 * flipped, 0.5 * one, 0.875 * flipped], axis)
 
 
+class _NoHalf(TorchFunctionMode):
+    """Leaves out conversions to float16 and bfloat16, as a graph does: its values will be rounded to integers."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = (*args[1:], *(kwargs or {}).values())
+        converts = func in (Tensor.to, Tensor.type) and any(x in _HALVES for x in named if isinstance(x, torch.dtype))
+        if converts or func in (Tensor.half, Tensor.bfloat16):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+_HALVES = (torch.float16, torch.bfloat16)
+
+
 def _outputs(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    return tree_leaves(plain(model(*(x.clone() for x in inputs))))
+    with _NoHalf():
+        return tree_leaves(plain(model(*(x.clone() for x in inputs))))
 
 
 def _compare(model: nn.Module, graph: Graph, inputs: Sequence[Tensor], wanted: list[Tensor]) -> None:
@@ -115,7 +132,8 @@ def _in_double(model: nn.Module, graph: Graph, inputs: Sequence[Tensor]) -> tupl
     """Outputs of model and graph in float64; nothing where one of them knows only float32."""
     double = [x.double() if x.is_floating_point() else x.clone() for x in inputs]
     try:
-        wanted = tree_leaves(plain(torch.func.functional_call(model, _state(model, torch.float64), tuple(double))))
+        with _NoHalf():
+            wanted = tree_leaves(plain(torch.func.functional_call(model, _state(model, torch.float64), tuple(double))))
         got = evaluate_graph(graph, [x.clone() for x in double], torch.float64)
     except Exception:  # a float32 constant in a product, a kernel without float64
         return ()
