@@ -8,7 +8,7 @@ import pytest
 
 from tests.examples import committed
 
-EXAMPLES = ("efficientnet_lite0", "sentence_encoder", "warp", "detector", "recurrent")
+EXAMPLES = ("efficientnet_lite0", "sentence_encoder", "warp", "detector", "recurrent", "hard_case")
 LINES = (committed.ROOT / "docs" / "examples.md").read_text().splitlines()
 NOTABLE = 1e-3
 """Share of the elements from which an op is listed."""
@@ -52,3 +52,9 @@ def test_the_further_metrics(name: str, title: str, metric: str, form: str) -> N
     scores = committed.scores(name)
     cells = [form.format(scores[x][metric]) for x in ("fake_quant", "integer", "integer_against_fake_quant")]
     assert f"| {name}: {title} | {' | '.join(cells)} |" in LINES
+
+
+def test_the_hard_case_before_any_cure() -> None:
+    scores = committed.scores("hard_case")
+    for title, form in (("float", "float"), ("int8, calibrated", "integer")):
+        assert f"| {title} | {scores[form]['accuracy']:.4f} |" in LINES
