@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -40,13 +40,13 @@ def capture_pair(
     if mode == "FvsQ":
         quantized = require_quantized(model2, "model2")
         require_untrained(quantized, "model2")
-        batches, first = _peek(inputs, len(quantized.graph.inputs))
+        batches, first = _peek(inputs, quantized.graph.inputs)
         view = float_view(model1, quantized, first)
         return capture(FakeSide(view), FakeSide(quantized), quantized.graph.nodes, batches, mode, measure)
     if mode == "QvsQ":
         fake = require_quantized(model1, "model1")
         other = IntegerSide(_emulator(model2))
-        batches, _ = _peek(inputs, len(fake.graph.inputs))
+        batches, _ = _peek(inputs, fake.graph.inputs)
         seen = capture(FakeSide(fake), other, fake.graph.nodes, batches, mode, measure)
         return replace(seen, saturations=other.saturations())
     raise ConfigError(
@@ -54,11 +54,15 @@ def capture_pair(
     )
 
 
-def _peek(inputs: Inputs | Iterable[Any], count: int) -> tuple[Iterator[tuple[Tensor, ...]], tuple[Tensor, ...]]:
-    """All batches as tuples of ``count`` tensors, and the first. A tensor or a tuple of tensors is one batch."""
-    one_batch = isinstance(inputs, Tensor) or (isinstance(inputs, tuple) and all(isinstance(x, Tensor) for x in inputs))
+def _peek(
+    inputs: Inputs | Iterable[Any], names: Sequence[str]
+) -> tuple[Iterator[tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """All batches as tuples of tensors, and the first. A tensor, a dict, or a tuple of tensors is one batch."""
+    one_batch = isinstance(inputs, Tensor | Mapping) or (
+        isinstance(inputs, tuple) and all(isinstance(x, Tensor) for x in inputs)
+    )
     source: Iterable[Any] = [inputs] if one_batch else inputs
-    batches = (inputs_of(batch, count) for batch in source)
+    batches = (inputs_of(batch, names) for batch in source)
     first = next(batches, None)
     if first is None:
         raise DataError("QAT118", "analysis data", "holds no batch", "Give at least one batch of real input")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from qatlib.fake.observer import Histogram
 from qatlib.fake.qconfig import Method, method_for
 from qatlib.fake.state import FakeQuantState
 
-_BATCH = "Give a tensor, or a tuple whose first entries are the model's inputs"
+_BATCH = "Give a tensor, a dict by the names of the inputs, or a tuple whose first entries are the inputs"
 
 
 def calibrate(
@@ -27,7 +27,8 @@ def calibrate(
 ) -> int:
     """Set the scales of ``model``, those of activations from all batches of ``dataloader``.
 
-    A batch is a tensor, or a tuple whose first entries are the model's inputs (one tuple of inputs is fine too). With
+    A batch is a tensor, a dict of the model's inputs by name, or a tuple whose first entries are the inputs (one tuple
+    of inputs is fine too). With
     ``histograms`` what every method needs is kept, and :func:`settle` compares methods without more data. Returns the
     number of samples; leaves the model in eval mode and VALIDATION state. Memory does not depend on the number of
     batches. Of several processes under torch.distributed each gets some batches; all get the scales of all of them.
@@ -95,7 +96,7 @@ def _show(model: FakeQuantModel, dataloader: Iterable[Any], device: str | torch.
     samples = 0
     with torch.no_grad():
         for number, batch in enumerate(dataloader):
-            inputs = inputs_of(batch, len(model.graph.inputs))
+            inputs = inputs_of(batch, model.graph.inputs)
             _check_inputs(inputs, model.graph.inputs, f"{title} batch {number}")
             try:
                 check_finite(model, model(*(x.to(device) for x in inputs)))
@@ -157,12 +158,16 @@ def check_finite(model: FakeQuantModel, outputs: Any) -> None:
             )
 
 
-def inputs_of(batch: Any, count: int) -> tuple[Tensor, ...]:
-    """The model's ``count`` input tensors of a batch; raises DataError (QAT111) for what is no batch."""
+def inputs_of(batch: Any, names: Sequence[str]) -> tuple[Tensor, ...]:
+    """The model's input tensors of a batch, ``names`` in order; raises DataError (QAT111) for what is no batch."""
     if isinstance(batch, Tensor):
         return (batch,)
+    if isinstance(batch, Mapping):
+        if absent := [name for name in names if name not in batch]:
+            raise DataError("QAT111", "batch", f"has {', '.join(map(str, batch))} but not {absent[0]}", _BATCH)
+        return tuple(batch[name] for name in names)
     if not isinstance(batch, tuple | list) or not batch:
         size = " of nothing" if isinstance(batch, tuple | list) else ""
         raise DataError("QAT111", "batch", f"is a {type(batch).__name__}{size}", _BATCH)
     first = batch[0]
-    return tuple(first) if isinstance(first, tuple | list) else tuple(batch[:count])
+    return tuple(first) if isinstance(first, tuple | list) else tuple(batch[: len(names)])

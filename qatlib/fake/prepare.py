@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -133,6 +133,21 @@ def _insert_quantize(graph: Graph, floats: set[str]) -> Graph:
     return replace(graph, nodes=tuple(nodes))
 
 
+def _check_float_inputs(rules: Rules, graph: Graph, floats: Container[str]) -> None:
+    """An input that was named to stay float can do so only where all that reads it is float."""
+    users = graph.users()
+    for node in graph.nodes:
+        found = rules.of_call(node) if node.op == INPUT else None
+        reader = next((user.name for user in users[node.name] if user.name not in floats), None)
+        if found is not None and found.place and found.qconfig is None and reader is not None:
+            raise QConfigError(
+                "QAT146",
+                node.name,
+                f"is to stay float, but {reader} reads it in integers",
+                "Keep its readers in float too, or leave the input quantized",
+            )
+
+
 # -- from a torch model ------------------------------------------------------------------------------------------------
 
 
@@ -202,6 +217,7 @@ def prepare_by(rules: Rules, graph: Graph, hybrid: bool) -> FakeQuantModel:
             f"{len(floats)} operators are to stay float",
             "Pass hybrid=True, or give them a qconfig",
         )
+    _check_float_inputs(rules, graph, floats)
     standard = rules.default or QConfig()
 
     def choose(node: Node) -> QConfig:

@@ -227,7 +227,8 @@ def spoiled(value: float) -> Tensor:
         ([images(0)], DataError, "QAT110 calibration: the loader gave no batch"),
         ([images(2), spoiled(math.nan)], DataError, "QAT112 calibration batch 1 input x: holds 2 NaN of"),
         ([images(2), spoiled(math.inf)], TrainingError, "QAT160 x.quant: output holds 2 non-finite .*, in batch 1"),
-        ([{"x": images(2)}], DataError, "QAT111 batch: is a dict"),
+        ([{"image": images(2)}], DataError, "QAT111 batch: has image but not x"),
+        ([3.0], DataError, "QAT111 batch: is a float"),
         ([()], DataError, "QAT111 batch: is a tuple of nothing"),
         ([(np.zeros((2, 3, 8, 8)), 1)], DataError, "QAT111 calibration batch 0 input x: is a ndarray, not a tensor"),
     ],
@@ -354,3 +355,25 @@ def test_mse_weights_convert_exactly_and_stay_in_the_checkpoint() -> None:
     other = prepare_qat_fx(model(lambda s, x: s.c(x), c=outlying()), example_inputs=(images(2, size=20),))
     other.load_state_dict(fake.state_dict())
     assert torch.equal(other.op("c").weight_scales(), fake.op("c").weight_scales())
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 4), nn.Linear(3, 4)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.left(a) + self.right(b)
+
+
+def test_a_batch_may_be_a_dict_by_the_names_of_the_inputs() -> None:
+    torch.manual_seed(0)
+    net, a, b = Two(), torch.randn(6, 3), torch.randn(6, 3) * 5
+    found = []
+    for batch in ((a, b), {"b": b, "a": a, "label": torch.zeros(6)}):
+        fake = prepare_qat_fx(net, example_inputs=(a, b))
+        assert calibrate(fake, [batch]) == 6
+        found.append(scales(fake))
+    assert found[0] == found[1]
+    with pytest.raises(DataError, match="QAT111 batch: has a, c but not b"):
+        calibrate(prepare_qat_fx(net, example_inputs=(a, b)), [{"a": a, "c": b}])

@@ -215,3 +215,13 @@ def test_opaque_parts_are_copied_once_and_trained() -> None:
 def test_the_wrong_number_of_inputs() -> None:
     with pytest.raises(QConfigError, match=r"QAT143.*got 2"):
         prepared()(images(1), images(1))
+
+
+def test_an_input_cannot_stay_float_where_it_is_read_in_integers() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    rules = {"module_name": {"input": None}}
+    with pytest.raises(QConfigError, match="QAT146 input: is to stay float, but 0 reads it in integers"):
+        prepare_qat_fx(net, rules, example_inputs=(torch.randn(1, 3),))
+    floats = {"module_name": {"input": None, "0": None}}
+    fake = prepare_qat_fx(net, floats, hybrid=True, example_inputs=(torch.randn(1, 3),))
+    assert [name for name, op in fake.ops() if op.node.op == "quantize"] == ["0.quant"]

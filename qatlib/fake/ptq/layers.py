@@ -124,7 +124,7 @@ def network_inputs(model: FakeQuantModel, batches: Batches) -> Iterator[tuple[Te
     device, none = next(iter(model.buffers())).device, True
     for batch in batches:
         none = False
-        yield tuple(x.to(device) for x in inputs_of(batch, len(model.graph.inputs)))
+        yield tuple(x.to(device) for x in inputs_of(batch, model.graph.inputs))
     if none:
         raise DataError("QAT110", "calibration", "the loader gave no batch", "Check the split and its size")
 
