@@ -114,7 +114,7 @@ def test_what_one_process_meets_is_one_message(finished: Repository, tmp_path: P
     done = repository.stage("qat", check=False)
     assert done.returncode == 1
     assert done.stderr.count("QAT") == 1
-    assert done.stderr.startswith("QAT113 epoch 1 step")
+    assert done.stderr.strip().startswith("QAT113 epoch 1 step")
 
 
 @pytest.mark.slow
