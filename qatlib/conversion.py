@@ -12,7 +12,8 @@ from torch.utils._pytree import treespec_dumps
 
 from qatlib.emulator import Emulator
 from qatlib.errors import ProgramError, StateError
-from qatlib.fake.model import FakeOp, FakeQuantModel
+from qatlib.fake.model import FakeQuantModel
+from qatlib.fake.op import FakeOp
 from qatlib.fake.state import FakeQuantState
 from qatlib.graph.inputs import in_order, without_classes
 from qatlib.graph.ir import INPUT, OPAQUE

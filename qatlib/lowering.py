@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from qatlib.fake.model import FakeOp
+from qatlib.fake.op import FakeOp
 from qatlib.ops.base import BY_KIND, Attrs, Range
 from qatlib.ops.clamp import output_clamp
 from qatlib.program import Op, Value

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from qatlib.errors import DataError, TrainingError
-from qatlib.fake.distributed import gather, largest, size, summed
+from qatlib.fake.distributed import gather, size, summed
 from qatlib.fake.fake_quant import ConstantFakeQuantize, FakeQuantize
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
 from qatlib.fake.observer import Histogram
@@ -121,12 +121,8 @@ def _merge_observers(model: FakeQuantModel) -> None:
         fake.histogram = Histogram.of(fake.spec, fake.histogram.counting)
         for seen in everywhere:
             fake.histogram.merge(seen[name])
-        fake.room.copy_(largest(fake.room))
     for _, op in model.ops():
-        if isinstance(constant := op.activation_post_process, ConstantFakeQuantize):
-            constant.make_room(-float(largest(constant.room)))
-        if isinstance(sums := getattr(op, "largest_sum", None), Tensor):
-            sums.copy_(largest(sums))
+        op.merge()
 
 
 def _check_inputs(inputs: tuple[Any, ...], names: Iterable[str], where: str) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from qatlib.fake.model import FakeOp, FakeQuantModel
+from qatlib.fake.model import FakeQuantModel
+from qatlib.fake.op import FakeOp
 from qatlib.graph.fuse import DENSE
 from qatlib.graph.ir import OPAQUE, Node
 from qatlib.ops.base import BY_NAME

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from qatlib.atomic import write_text
 from qatlib.fake.fake_quant import ConstantFakeQuantize
-from qatlib.fake.model import FakeOp, FakeQuantModel
+from qatlib.fake.model import FakeQuantModel
+from qatlib.fake.op import FakeOp
 from qatlib.graph.fuse import DENSE
 from qatlib.graph.ir import OPAQUE
 from qatlib.ops.base import BY_NAME

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from qatlib.errors import DataError, TrainingError
-from qatlib.fake.model import FakeOp, FakeQuantModel, set_fake_quantize
+from qatlib.fake.model import FakeQuantModel, set_fake_quantize
+from qatlib.fake.op import FakeOp
 from qatlib.fake.state import FakeQuantState
 from qatlib.graph.ir import Node
 

@@ -79,8 +79,7 @@ class Loader:
         tensors = _tensors(self.dataset)
         for number in self._numbers():
             indices = order[number * self.batch_size : (number + 1) * self.batch_size]
-            first, step = self.part
-            indices = indices[first::step] if len(indices) >= step else indices
+            indices = dealt(indices, self.part)
             if tensors is not None:
                 batch = _index(tensors, indices)
             else:
@@ -112,6 +111,12 @@ def loader(
         raise DataError("QAT110", f"{split} data", "is empty", "Check data.kwargs and the files read")
     _check_first(dataset, split)
     return Loader(dataset, batch_size, shuffle_seed, epoch, start_batch, limit, split, stride, part)
+
+
+def dealt(indices: Tensor, part: tuple[int, int]) -> Tensor:
+    """Of the indices of a batch those of process k of n, ``part``; all of them if there are fewer than n."""
+    first, step = part
+    return indices[first::step] if len(indices) >= step else indices
 
 
 def batch_order(items: int, shuffle_seed: int | None, epoch: int) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,20 @@ from torch.utils.data import Dataset, Subset
 
 from qatlib.errors import CheckpointError, ConfigError, QConfigError
 from qatlib.fake import distributed
-from qatlib.fake.choose import Rules, attributes_of
+from qatlib.fake.choose import attributes_of
 from qatlib.fake.fake_quant import FakeQuantize
 from qatlib.fake.learned import LearnedScale, is_learned
 from qatlib.fake.model import FakeQuantModel
-from qatlib.fake.prepare import fuse_fx, is_high_precision_candidate, prepare_graph
+from qatlib.fake.prepare import fuse_fx, prepare_graph
 from qatlib.fake.ptq.equalize import Pair, equalize
-from qatlib.fake.qconfig import FakeQuantSpec, Kind, QConfig, method_for
-from qatlib.graph.ir import INPUT, Graph, Node
+from qatlib.graph.ir import INPUT, Graph
 from qatlib.graph.relu6 import BOUND, bounded_by, relus
-from qatlib.ops.base import BY_NAME, Format
 from qatlib.pipeline.checkpoint import load_into, load_weights, read_metadata, save_tensors
-from qatlib.pipeline.config import Config, InputFormat, Override
+from qatlib.pipeline.config import Config
 from qatlib.pipeline.data import Loader, Split, loader, open_split
 from qatlib.pipeline.entry import call_entry, load_entry
-from qatlib.pipeline.match import first_match, resolve
+from qatlib.pipeline.formats import Formats, owners_of
+from qatlib.pipeline.match import resolve
 from qatlib.pipeline.metrics import Evaluation, Metric, evaluate, make_metric
 from qatlib.pipeline.runtime import setup
 from qatlib.qtype import scale_of
@@ -116,7 +114,7 @@ class Project:
     @cached_property
     def equalized(self) -> tuple[Graph, tuple[Pair, ...]]:
         """:attr:`graph` with its channels equalized, and the pairs; values of a fixed scale stay in their unit."""
-        chosen = _Formats(self.config, self.graph, attributes_of(self.float_model))
+        chosen = Formats(self.config, self.graph, attributes_of(self.float_model))
         qconfigs = {node.name: chosen(node) for node in self.graph.nodes if node.op != INPUT}
         fixed = {name for name, qconfig in qconfigs.items() if qconfig.activation and qconfig.activation.scale}
         return equalize(self.graph, fixed)
@@ -131,7 +129,7 @@ class Project:
         """
         graph = bounded_by(self.equalized[0] if equalized else self.graph, relu6)
         hybrid = self.resolve_ops(self.config.qat.hybrid, "qat.hybrid")
-        formats = _Formats(self.config, graph, attributes_of(self.float_model))
+        formats = Formats(self.config, graph, attributes_of(self.float_model))
         floats = {*hybrid, *formats.floats}
         model = prepare_graph(graph, formats, floats).to(self.device)
         if floats and all(op.hybrid or op.node.op in ("quantize", "dequantize") for _, op in model.ops()):
@@ -151,7 +149,7 @@ class Project:
 
     def resolve_ops(self, patterns: tuple[str, ...], key: str) -> tuple[str, ...]:
         """Names of the operators that match strings cover; a fused module stands for the operator it is part of."""
-        owners = _owners(self.graph)
+        owners = owners_of(self.graph)
         return tuple(dict.fromkeys(op for name in resolve(patterns, owners, key) for op in owners[name]))
 
     def save_fake_quant(self, model: FakeQuantModel, path: str | Path, after_training: Sequence[str] = ()) -> None:
@@ -239,113 +237,3 @@ def _formats(model: FakeQuantModel) -> str:
 def _apart(one: str, other: str) -> list[str]:
     a, b = json.loads(one), json.loads(other)
     return [f"format of {name}" for name in sorted(a | b) if a.get(name) != b.get(name)]
-
-
-def _owners(graph: Graph) -> dict[str, tuple[str, ...]]:
-    """Names a user may write → operators: of operators, of what was fused into them, of modules made of functions."""
-    owners: dict[str, tuple[str, ...]] = {node.name: (node.name,) for node in graph.nodes if node.op != INPUT}
-    owners |= {node.composite: (node.name,) for node in graph.nodes if node.composite}  # its last step
-    for node in graph.nodes:
-        for name in node.absorbed:
-            owners.setdefault(name, (node.name,))
-    for module, operators in _made_of_functions(graph).items():
-        owners.setdefault(module, operators)
-    return owners
-
-
-def _made_of_functions(graph: Graph) -> dict[str, tuple[str, ...]]:
-    """Operators of every module that calls functions and no module, such as a convolution that makes its weights."""
-    last = {node.composite or node.name: node.name for node in graph.nodes}
-    calls = [(last[node.composite or node.name], part) for node in graph.nodes for part in (node, *node.fused)]
-    callers = {path for _, part in calls for path, _ in part.scope[:-1]}
-    found: dict[str, dict[str, None]] = {}
-    for operator, part in calls:
-        if part.scope and not part.module and part.scope[-1][0] not in callers:
-            found.setdefault(part.scope[-1][0], {})[operator] = None
-    return {path: tuple(operators) for path, operators in found.items()}
-
-
-class _Formats:
-    """``qconfig`` of ``params.yaml``, and of modules that have it as an attribute, as a choice per node.
-
-    ``floats`` are the operators that such an attribute keeps in float.
-    """
-
-    def __init__(self, config: Config, graph: Graph, attributes: Mapping[str, QConfig | None]) -> None:
-        section, calibrate = config.qconfig, config.calibrate
-        self._graph, self._outputs = graph, section.outputs
-        default = FakeQuantSpec(
-            dtype=section.default.activation,
-            method=method_for(section.default.activation, calibrate.method),
-            percentile=calibrate.percentile,
-            bins=calibrate.bins,
-            averaging_constant=config.qat.averaging_constant,
-            kind=config.qat.fake_quant,
-        )
-        kind: Kind = "moving_average" if config.qat.fake_quant == "pact" else config.qat.fake_quant
-        dtype, method = section.default.weight, calibrate.weight_method
-        weight = replace(QConfig().weight, dtype=dtype, method=method, kind=kind)
-        whole = attributes.get("", QConfig(default, weight))
-        self._default = (whole and whole.activation) or default
-        self._method = calibrate.method if self._default is default else self._default.method
-        self._weight = whole.weight if whole else weight
-        rules = Rules(whole, attributes=attributes)
-        found = {node.name: rules.of(node) for node in graph.nodes if node.op != INPUT}
-        self._given = {name: one.qconfig for name, one in found.items() if one.place}
-        self.floats = tuple(name for name, one in found.items() if one.qconfig is None)
-        owners = _owners(graph)
-        matched = first_match(section.overrides, owners, "qconfig.overrides")
-        self._overrides: dict[str, Override] = {}
-        for name, record in sorted(matched.items(), key=lambda item: section.overrides.index(item[1])):
-            for operator in owners[name]:
-                self._overrides.setdefault(operator, record)
-        self._refuse_without_effect(section.overrides)
-        self._inputs = first_match(section.inputs, graph.inputs, "qconfig.inputs")
-        self._candidates = {n.name for n in graph.nodes if is_high_precision_candidate(graph, n)}
-
-    def _refuse_without_effect(self, records: tuple[Override, ...]) -> None:
-        """An override that only names ops which pass on the format of their input would change nothing.
-
-        Nor would one that names modules which have their own QConfig.
-        """
-        nodes = self._graph.by_name()
-        for index, record in enumerate(records):
-            hit = [nodes[name] for name, used in self._overrides.items() if used is record]
-            if hit and all(node.name in self._given for node in hit):
-                raise QConfigError(
-                    "QAT147",
-                    f"qconfig.overrides[{index}].match {record.match!r}",
-                    f"names only {', '.join(node.name for node in hit[:5])}, whose modules have an attribute qconfig",
-                    "Remove the override, or the attribute where the model is made",
-                )
-            if hit and all(node.op in BY_NAME and BY_NAME[node.op].keeps_scale for node in hit):
-                raise QConfigError(
-                    "QAT147",
-                    f"qconfig.overrides[{index}].match {record.match!r}",
-                    f"names only {', '.join(node.name for node in hit[:5])}, which keep the format of their input",
-                    f"Name the operator that makes the value, {hit[0].inputs[0]}",
-                )
-
-    def __call__(self, node: Node) -> QConfig:
-        if (given := self._given.get(node.name)) is not None:
-            return given.with_format(node.format)
-        record: Override | InputFormat | None = self._overrides.get(node.name)
-        if record is None and node.op == "quantize":
-            record = self._inputs.get(node.inputs[0])
-        override = record if isinstance(record, Override) else None
-        weight = replace(self._weight, dtype=override.weight) if override and override.weight else self._weight
-        if self._high_precision(node, override):
-            return QConfig(None, weight)
-        if record is None:
-            return QConfig(self._default, weight).with_format(node.format)
-        asked = node.format or Format()
-        dtype = record.activation or asked.dtype or self._default.dtype
-        scale = record.scale if record.scale or record.activation else asked.scale
-        method = method_for(dtype, self._method)
-        return QConfig(replace(self._default, dtype=dtype, scale=scale, method=method), weight)
-
-    def _high_precision(self, node: Node, record: Override | None) -> bool:
-        if record is not None and record.high_precision is not None:
-            return record.high_precision
-        asked = record is not None and (record.activation is not None or record.scale is not None)
-        return self._outputs.high_precision and node.name in self._candidates and not asked

@@ -15,7 +15,7 @@ from qatlib.fake.epochs import Epoch, Scores
 from qatlib.fake.float_form import float_form
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.train import Trained, Trainer, scorable
-from qatlib.pipeline.data import batch_order
+from qatlib.pipeline.data import batch_order, dealt
 from qatlib.pipeline.entry import load_entry
 from qatlib.pipeline.metrics import Evaluation
 from qatlib.pipeline.project import Project
@@ -101,9 +101,9 @@ def _count(project: Project) -> int:
 
 
 def _items(items: int, size: int, seed: int, part: tuple[int, int], epoch: int, batch: int) -> list[int]:
-    """Dataset indices of what this process sees of a batch, as :class:`qatlib.pipeline.data.Loader` deals it out."""
-    found: list[int] = _order(items, seed, epoch)[batch * size : (batch + 1) * size].tolist()
-    return found[part[0] :: part[1]] if len(found) >= part[1] else found
+    """Dataset indices of what this process sees of a batch."""
+    found: list[int] = dealt(_order(items, seed, epoch)[batch * size : (batch + 1) * size], part).tolist()
+    return found
 
 
 @lru_cache(maxsize=1)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from qatlib.errors import DataError
 from qatlib.fake.calibrate import inputs_of
-from qatlib.fake.model import FakeOp, FakeQuantModel, set_fake_quantize
+from qatlib.fake.model import FakeQuantModel, set_fake_quantize
+from qatlib.fake.op import FakeOp
 from qatlib.fake.state import FakeQuantState
 from qatlib.graph.fuse import DENSE
 from qatlib.ops.base import BY_NAME

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import torch
 
-from qatlib.fake.model import FakeOp, FakeQuantModel
+from qatlib.fake.model import FakeQuantModel
+from qatlib.fake.op import FakeOp
 from qatlib.fake.ptq.layers import Batches, changing, float_moments, layers, quantized_moments
 
 LARGEST = 2.0

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from qatlib.fake.fake_quant import WeightFakeQuantize
-from qatlib.fake.model import FakeOp, FakeQuantModel
+from qatlib.fake.model import FakeQuantModel
+from qatlib.fake.op import FakeOp
 from qatlib.fake.ptq.layers import Batches, Reach, changing, layers, network_inputs
 from qatlib.ops.base import BY_NAME
 from qatlib.pipeline.config import AdaRoundParams
