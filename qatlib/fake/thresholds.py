@@ -78,16 +78,24 @@ class Magnitudes:
         return thresholds[int(self.errors(thresholds, dtype).argmin())]
 
     def _percentile(self, percent: float) -> float:
-        """Upper edge of the first bin at which ``percent`` % of the values are covered; for all of them the largest."""
+        """Edge of the first bin at which ``percent`` % of the values are covered; for all of them the largest."""
         total = int(self._running[-1])
         needed = max(1, math.ceil(Fraction(str(percent)) * total / 100))
         if needed == total:
             return self.largest
-        return min((int(torch.searchsorted(self._running, needed)) + 1) * self.width, self.largest)
+        return self._edge(int(torch.searchsorted(self._running, needed)) + 1, len(self.counts))
+
+    def _edge(self, i: int, of: int) -> float:
+        """The upper end of bin ``i`` of ``of`` in use, where the last one ends at the largest value.
+
+        The width is a power of two over the number of bins. Multiples of it would make ratios of scales fractions of
+        small whole numbers, and many requantized values halves (``docs/numerics.md``); the largest values do not.
+        """
+        return self.largest * i / of
 
     def _divergence(self, dtype: str) -> float:
         """Threshold of the least Kullback-Leibler divergence of what is kept from what was seen."""
-        counts, width = self._coarse()
+        counts = self._coarse()
         levels, bins = limits(dtype)[1] + 1, len(counts)
         if bins <= levels or not counts.any():
             return self.largest
@@ -103,17 +111,17 @@ class Magnitudes:
         stored = (sums * logs).sum(1) + clipped * logs[:, -1] - counts.sum() * inside.log()
         impossible = (inside == 0) | ((clipped > 0) & (last == 0))
         best = int(torch.where(impossible, math.inf, seen - stored).argmin())
-        return min((best + levels) * width, self.largest)
+        return self._edge(best + levels, bins)
 
-    def _coarse(self) -> tuple[Tensor, float]:
-        """Counts up to the largest value with bins joined, to 512 or as few more as whole bins allow; their width.
+    def _coarse(self) -> Tensor:
+        """Counts up to the largest value with bins joined, to 512 or as few more as whole bins allow.
 
         Of the first no more than of the second: relu fills it with zeros, which every threshold keeps.
         """
         joined = max(1, len(self.counts) // _KL_BINS)
         counts = F.pad(self.counts, (0, -len(self.counts) % joined)).view(-1, joined).sum(1)
         counts[0] = counts[:2].amin()
-        return counts, self.width * joined
+        return counts
 
 
 def kept_of_channels(weight: Tensor, dtype: str) -> Tensor:

@@ -69,6 +69,15 @@ def test_percentile_covers_that_share_within_one_bin(batches: list[Tensor], perc
     assert exact - width <= found <= min(exact + width, magnitudes[-1]) * (1 + 1e-6)
 
 
+def test_a_percentile_is_a_share_of_the_largest_value() -> None:
+    """Multiples of a bin of 2^k are small whole numbers to each other: their ratios make many halves."""
+    histogram, magnitudes = seen([torch.randn(4000, generator=torch.Generator().manual_seed(3)) ** 3])
+    share = histogram.threshold(FakeQuantSpec(method="percentile", percentile=99.0)) / magnitudes[-1]
+    used = math.floor(magnitudes[-1] / (histogram.limit / BINS)) + 1
+    assert share < 0.95
+    assert used * share == pytest.approx(round(used * share), abs=1e-6)
+
+
 def squared_error(magnitudes: NDArray[np.float64], threshold: float, dtype: str) -> float:
     scale = scale_of(threshold, dtype)
     codes = np.clip(np.rint(magnitudes / scale), 0, {"int8": 127, "int16": 32767}[dtype])
@@ -151,10 +160,9 @@ def test_kl_has_the_least_divergence(name: str) -> None:
     counts = counts.reshape(-1, joined).sum(1)
     counts[0] = min(counts[:2])
     assert 512 <= len(counts) <= 768
-    width = histogram.limit / BINS * joined
     candidates = range(128, len(counts) + 1, 7)  # every seventh: the loops are slow
-    kept = min(len(counts), round(found / width))
-    assert found == pytest.approx(min(kept * width, magnitudes[-1]))
+    kept = round(found / magnitudes[-1] * len(counts))
+    assert found == pytest.approx(magnitudes[-1] * kept / len(counts))
     assert divergence(counts, kept, 128) <= min(divergence(counts, i, 128) for i in candidates) + 1e-12
 
 

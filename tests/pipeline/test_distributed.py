@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qatlib.fake import calibrate
+from qatlib.fake import calibrate, op
 from qatlib.fake.fake_quant import ConstantFakeQuantize
 from qatlib.fake.prepare import prepare_qat_fx
 from qatlib.fake.qconfig import get_default_qconfig
@@ -170,12 +170,12 @@ def test_room_for_masks_in_a_constant_is_that_of_all_processes(monkeypatch: pyte
     alone, pair = (prepare_qat_fx(net, get_default_qconfig("int8", "min_max"), example_inputs=(X, mask)) for _ in "ab")
     calibrate.calibrate(alone, [((X, mask), None)])
     monkeypatch.setattr(calibrate, "size", lambda: 2)
-    monkeypatch.setattr(calibrate, "largest", lambda x: 2 * x)
+    monkeypatch.setattr(op, "largest", lambda x: 2 * x)
     calibrate.calibrate(pair, [((X, mask), None)])
     rooms = [
         float(fake.room)
         for model in (alone, pair)
-        for _, op in model.ops()
-        if isinstance(fake := op.activation_post_process, ConstantFakeQuantize) and fake.below_maximum
+        for _, each in model.ops()
+        if isinstance(fake := each.activation_post_process, ConstantFakeQuantize) and fake.below_maximum
     ]
     assert rooms[1] == 2 * rooms[0] > 0
