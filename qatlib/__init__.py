@@ -23,6 +23,7 @@ _HOME = {
         "get_default_qconfig",
     ),
     "qatlib.fake.model": ("FakeQuantModel", "set_fake_quantize", "set_preserve_qat_mode"),
+    "qatlib.fake.batch_norm": ("fold_batch_norms", "freeze_batch_norms", "keep_batch_norms"),
     "qatlib.fake.eager": ("prepare_qat",),
     "qatlib.fake.exact": ("ExactForward",),
     "qatlib.fake.prepare": ("fuse_fx", "prepare_qat_fx"),

@@ -73,7 +73,7 @@ class Lowering:
     @property
     def params(self) -> dict[str, Tensor]:
         """Float parameters as trained."""
-        return {role: getattr(self._fake, role) for role in self.node.params}
+        return self._fake.float_params()
 
     @property
     def output_scale(self) -> float:

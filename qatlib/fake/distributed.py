@@ -57,14 +57,14 @@ def largest(x: Tensor) -> Tensor:
     return x
 
 
-def add_gradients(parameters: Iterable[nn.Parameter], weight: float) -> None:
-    """Replace every gradient by the sum over the processes of ``weight`` times theirs."""
+def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace every gradient by the sum over the processes."""
     if size() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
     for dtype in sorted({g.dtype for g in gradients}, key=str):
         group = [g for g in gradients if g.dtype == dtype]
-        flat = torch.cat([g.flatten() for g in group]).mul_(weight)
+        flat = torch.cat([g.flatten() for g in group])
         dist.all_reduce(flat)
         for gradient, total in zip(group, torch.split(flat, [g.numel() for g in group]), strict=True):
             gradient.copy_(total.view_as(gradient))

@@ -132,7 +132,7 @@ def batch_of_one(error: ValueError, where: str) -> Exception:
         "QAT194",
         where,
         f"is one item, and batch norm in train mode needs more ({error})",
-        "Choose qat.batch_size > 1 that does not leave a last batch of one, or fold batch norm",
+        "Choose qat.batch_size > 1 that does not leave a last batch of one, or qat.batch_norm: fold",
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qatlib.fake.batch_norm import KeptBatchNorm, fold
 from qatlib.fake.distributed import largest
 from qatlib.fake.fake_quant import (
     ConstantFakeQuantize,
@@ -22,6 +23,8 @@ from qatlib.fake.qconfig import QConfig
 from qatlib.fake.state import FakeQuantState, StateCell
 from qatlib.graph.ir import CONSTANT, OPAQUE, Node
 from qatlib.ops.base import BY_NAME, Attrs
+from qatlib.ops.clamp import apply_clamp
+from qatlib.ops.dense import Dense
 from qatlib.ops.masks import floor_of_sum
 from qatlib.qtype import limits
 
@@ -63,6 +66,7 @@ class FakeOp(nn.Module):
         if node.op in BY_NAME and BY_NAME[node.op].takes_clamp:
             self._unclamped = {key: value for key, value in node.attrs.items() if key != "clamp"}
         weighted = qconfig is not None and "weight" in node.params
+        self.kept_batch_norm: KeptBatchNorm | None = None
         self.weight_fake_quant: WeightFakeQuantize | None = None
         if qconfig and weighted:
             self.weight_fake_quant = WeightFakeQuantize(qconfig.weight, len(node.params["weight"]))
@@ -95,6 +99,8 @@ class FakeOp(nn.Module):
             assert self.callee is not None
             result: Tensor = self.callee(*inputs)
             return result
+        if self._normalizes:
+            return self._normalized(attrs, inputs)
         params = self.quantized_params() if self._cell.state.quantizes else self.float_params()
         operator = BY_NAME[self.node.op]
         if self._input_quantizer and self._cell.state.quantizes and operator.has_poles(attrs):
@@ -106,9 +112,30 @@ class FakeOp(nn.Module):
             )
         return operator.forward(attrs, params, *inputs)
 
+    @property
+    def _normalizes(self) -> bool:
+        """Whether a kept batch norm takes its statistics from the batch."""
+        norm = self.kept_batch_norm
+        return norm is not None and self.training and not norm.frozen and self._cell.state is FakeQuantState.QAT
+
+    def _normalized(self, attrs: Attrs, inputs: tuple[Tensor, ...]) -> Tensor:
+        norm, operator = self.kept_batch_norm, BY_NAME[self.node.op]
+        assert norm is not None
+        assert isinstance(operator, Dense)
+        weight = self.quantized_params()["weight"]
+        out = norm.normalized(operator.float_product(attrs, inputs[0], weight, None), self.get_parameter("bias"))
+        if len(inputs) == 2:
+            out = out + inputs[1]
+        return apply_clamp(out, attrs.get("clamp"))
+
     def float_params(self) -> dict[str, Tensor]:
-        """Parameters as trained."""
-        return {role: getattr(self, role) for role in self.node.params}
+        """Parameters as trained, with a kept batch norm folded into them."""
+        params = {role: getattr(self, role) for role in self.node.params}
+        if (norm := self.kept_batch_norm) is None:
+            return params
+        factor = norm.factor()
+        # Of a batch's statistics the gradient reaches the scale by the normalization, where f cancels.
+        return fold(norm, params["weight"], params["bias"], factor.detach() if self._normalizes else factor)
 
     def quantized_params(self) -> dict[str, Tensor]:
         """Weights rounded to their codes, the bias to the accumulator's unit ``s_x * s_w[c]``, as integers will be."""

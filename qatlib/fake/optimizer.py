@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from qatlib.errors import ConfigError, TrainingError
+from qatlib.fake.batch_norm import KeptBatchNorm
 from qatlib.fake.learned import learned_parameters
 from qatlib.pipeline.config import QatParams
 from qatlib.pipeline.entry import describe, load_entry
@@ -73,7 +74,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, scale_lr: float | No
 def check_owned(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     """Raise TrainingError (QAT193) if ``optimizer`` holds parameters that are not those of ``model``.
 
-    It would train the float model, or nothing: preparing copies every parameter.
+    It would train the float model, or nothing: preparing copies every parameter. QAT128 if it lacks the scales of batch
+    norms that were taken out of their layers after it was built.
     """
     own = {id(parameter) for parameter in model.parameters()}
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -85,6 +87,16 @@ def check_owned(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
             f"{foreign} of its {len(held)} parameters are not parameters of the fake-quant model, so training would not"
             " move them: it was built before the model was prepared",
             "Build it from model.parameters() of what prepare_qat_fx returned",
+        )
+    norms = {
+        id(part.weight) for part in model.modules() if isinstance(part, KeptBatchNorm) and part.weight.requires_grad
+    }
+    if lacking := norms - {id(parameter) for parameter in held}:
+        raise TrainingError(
+            "QAT128",
+            f"optimizer {type(optimizer).__name__}",
+            f"the scales of {len(lacking)} of {len(norms)} kept batch norms are not among its parameters",
+            "Call keep_batch_norms(model) before you build it from model.parameters()",
         )
 
 

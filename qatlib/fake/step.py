@@ -73,9 +73,9 @@ class Step:
             where = "" if not math.isfinite(value) else " in another process"
             raise self._not_finite(place, f"loss is {total}{where}", self._behind(inputs, place))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss * weight).backward()  # type: ignore[no-untyped-call]
         count_all_rows(self.model, weight)
-        add_gradients(self.model.parameters(), weight)
+        add_gradients(self.model.parameters())
         limit = math.inf if self.clip_grad_norm is None else self.clip_grad_norm
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         if not math.isfinite(norm):

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from qatlib.conversion import IntegerModel, convert_fx
 from qatlib.errors import ProgramError, TrainingError
+from qatlib.fake.batch_norm import fold_batch_norms, freeze_batch_norms, keep_batch_norms
 from qatlib.fake.distill import Distillation
 from qatlib.fake.distributed import gather, rank, share
 from qatlib.fake.epochs import Epoch, Scores, better, worth_keeping
@@ -121,6 +122,7 @@ class Trainer:
         else:
             self._finish_epoch(progress, 0.0)
         best, integer = self._choose(progress)
+        fold_batch_norms(self.model)
         first = FirstLoss(**progress.first_loss) if progress.first_loss else None
         return Trained(tuple(Epoch(**row) for row in progress.history), best, integer, first, progress.rewinds)
 
@@ -128,6 +130,9 @@ class Trainer:
 
     def _train(self) -> Progress:
         check_calibrated(self.model)
+        if self.params.batch_norm == "keep":
+            keep_batch_norms(self.model)
+            self._set_batch_norms(1)
         self._check_last_batch()
         step = self._step()
         saved = share(lambda: load(self._file) if self._file else None)
@@ -150,6 +155,7 @@ class Trainer:
         self.model.train()
         set_fake_quantize(self.model, FakeQuantState.QAT)
         self.model.mark_trained()
+        self._set_batch_norms(run.progress.epoch)
         progress, schedule = run.progress, Schedule(self.params, self.total_steps)
         done = progress.step - (progress.epoch - 1) * self.steps
         for number, (inputs, targets) in enumerate(self.batches(progress.epoch, done), start=done):
@@ -253,6 +259,9 @@ class Trainer:
         exact = self._exact_forward() if self.params.forward == "exact" else None
         amp = torch.bfloat16 if self.params.amp == "bf16" else None
         return Step(self.model, optimizer, self.loss, self.params.clip_grad_norm, self.distillation, exact, amp)
+
+    def _set_batch_norms(self, epoch: int) -> None:
+        freeze_batch_norms(self.model, epoch >= (self.params.freeze_batch_norm or math.inf))
 
     def _exact_forward(self) -> ExactForward:
         forward = ExactForward(self.model, scorable)

@@ -15,10 +15,10 @@ class BatchNorm(Operator):
     functions = (F.batch_norm,)
 
     def trace(self, call: Call) -> Traced:
-        names = ("running_mean", "running_var", "weight", "bias", "eps")
+        names = ("running_mean", "running_var", "weight", "bias", "momentum", "eps")
         found = call.bind(
             "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps",
-            weight=None, bias=None, training=False, eps=1e-5,
+            weight=None, bias=None, training=False, momentum=0.1, eps=1e-5,
         )  # fmt: skip
         if call.module is not None:
             found |= {name: getattr(call.module, name) for name in names}
@@ -35,7 +35,7 @@ class BatchNorm(Operator):
         if any(isinstance(tensor, Ref) for tensor in (mean, var, weight, bias)):
             raise call.refuse("batch norm by statistics computed in the model", "Keep them as buffers of a module")
         params = {"mean": mean, "var": var, "weight": weight, "bias": bias}
-        return Traced((found["input"],), {"eps": found["eps"]}, params)
+        return Traced((found["input"],), {name: found[name] for name in ("eps", "momentum")}, params)
 
     def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:
         factor, offset = affine(attrs, params)

@@ -190,6 +190,8 @@ class QatParams(_Params):
     loss_kwargs: dict[str, Any] = {}
     distill: DistillParams | None = None
     relu6: Many[Name] = ()
+    batch_norm: Literal["fold", "keep"] = "fold"
+    freeze_batch_norm: Count | None = None
     forward: Literal["fake_quant", "exact"] = "fake_quant"
     amp: Literal["bf16"] | None = None
     channels_last: bool = False
@@ -206,6 +208,15 @@ class QatParams(_Params):
         if taken:
             fix = "; ".join(f"set qat.{name}" if name != "params" else "leave out params" for name in taken)
             raise ValueError(f"optimizer_kwargs has {', '.join(taken)}, which the training passes itself: {fix}")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_norm_is_one_that_forward_knows(self) -> QatParams:
+        if self.freeze_batch_norm is not None and self.batch_norm == "fold":
+            raise ValueError("freeze_batch_norm is set, but batch_norm is fold, which never has statistics of a batch")
+        if self.forward == "exact" and self.batch_norm == "keep" and self.freeze_batch_norm != 1:
+            fix = "set freeze_batch_norm: 1, or batch_norm: fold"
+            raise ValueError(f"forward is exact, but integers have no statistics of a batch: {fix}")
         return self
 
     @model_validator(mode="after")

@@ -159,6 +159,20 @@ def test_learned_scales_are_the_same_within_float_rounding(finished: Repository,
 
 
 @pytest.mark.slow
+def test_kept_batch_norms_are_those_of_the_whole_batch(finished: Repository, tmp_path: Path) -> None:
+    """The last batch leaves one process one row of three: statistics of its own would not do."""
+    settings: dict[str, Any] = {"batch_norm": "keep", "batch_size": 509, "epochs": 1}
+    alone = finished.copy(tmp_path / "alone")
+    alone.set(qat=settings)
+    pair = two(finished, tmp_path / "pair", qat=settings)
+    for repository in (alone, pair):
+        repository.stage("qat")
+    one, other = weights(alone), weights(pair)
+    for name in one:
+        torch.testing.assert_close(other[name], one[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
 def test_one_row_for_one_process_and_two_for_the_other(finished: Repository, tmp_path: Path) -> None:
     settings = {"averaging_constant": 0.1, "batch_size": 509, "epochs": 1}
     two(finished, tmp_path / "pair", qat=settings).stage("qat")

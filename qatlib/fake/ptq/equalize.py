@@ -44,6 +44,7 @@ class _Weights:
     def __init__(self, node: Node) -> None:
         self.weight, self.bias = (node.params[role].detach().cpu().double() for role in ("weight", "bias"))
         self.groups = int(node.attrs.get("groups", 1))
+        self.unit = torch.ones_like(self.bias)
 
     def made(self) -> Tensor:
         """Range of every output channel ``[O]``: the bias is the weight of an input that is 1."""
@@ -57,6 +58,7 @@ class _Weights:
         """Give output channels new units ``[O]``."""
         self.weight = self.weight / unit.view(-1, *[1] * (self.weight.dim() - 1))
         self.bias = self.bias / unit
+        self.unit = self.unit * unit
 
     def multiply(self, unit: Tensor) -> None:
         """Undo units of input channels ``[I]``."""
@@ -132,4 +134,13 @@ def _with(node: Node, weights: _Weights) -> Node:
             ("bias", weights.bias, node.params["bias"]),
         )
     }
-    return replace(node, params={**node.params, **made})
+    fused = tuple(_in_units(norm, weights.unit) if norm.op == "batch_norm" else norm for norm in node.fused)
+    return replace(node, params={**node.params, **made}, fused=fused)
+
+
+def _in_units(norm: Node, unit: Tensor) -> Node:
+    """A batch norm that was folded, as if it made its channels in the new units: what QAT takes out again."""
+    made = {
+        role: (norm.params[role].detach().cpu().double() / unit).to(norm.params[role]) for role in ("weight", "bias")
+    }
+    return replace(norm, params={**norm.params, **made})
