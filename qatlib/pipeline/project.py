@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from qatlib.errors import CheckpointError, ConfigError, QConfigError
 from qatlib.fake import distributed
 from qatlib.fake.choose import attributes_of
 from qatlib.fake.fake_quant import FakeQuantize
-from qatlib.fake.learned import LearnedScale, is_learned
+from qatlib.fake.learned import LearnedScale, is_optional
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.prepare import fuse_fx, prepare_graph
 from qatlib.fake.ptq.equalize import Pair, equalize
@@ -184,9 +184,8 @@ class Project:
             )
         model = self.fake_quant_model((*json.loads(metadata.get("relu6", "[]")), *relu6))
         weights = load_weights(path)
-        _expect_fixed_scales(model, weights)
         expected = model.state_dict()
-        odd = sorted(name for name in set(weights) ^ set(expected) if not is_learned(name)) or sorted(
+        odd = sorted(name for name in set(weights) ^ set(expected) if not is_optional(name)) or sorted(
             k for k in set(weights) & set(expected) if weights[k].shape != expected[k].shape
         )
         odd = odd or _apart(metadata.get("formats", "{}"), _formats(model))
@@ -210,14 +209,6 @@ def _learning(model: FakeQuantModel) -> list[tuple[str, LearnedScale]]:
     """Every fake-quant module that learns its scale, by name."""
     modules = ((name, part) for name, part in model.named_modules() if isinstance(part, LearnedScale))
     return [(name, part) for name, part in modules if part.rule is not None]
-
-
-def _expect_fixed_scales(model: FakeQuantModel, weights: Mapping[str, Tensor]) -> None:
-    """Make room for the weight scales that a checkpoint keeps."""
-    for name, op in model.ops():
-        scales = weights.get(f"{name}.weight_fake_quant.fixed")
-        if scales is not None and op.weight_fake_quant is not None:
-            op.weight_fake_quant.fixed = torch.zeros_like(op.float_params()["bias"])
 
 
 def _limit(fake: FakeQuantize | None, largest: float) -> None:
