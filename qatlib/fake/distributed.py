@@ -42,9 +42,8 @@ def share(make: Callable[[], T]) -> T:
             found = None, error
     box = [(found[0], _that_travels(found[1]))]
     dist.broadcast_object_list(box, src=0)
-    error = found[1] or box[0][1]
-    if error is not None:
-        raise error
+    if (raised := found[1] or box[0][1]) is not None:
+        raise raised
     return box[0][0]  # type: ignore[return-value]
 
 
