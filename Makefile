@@ -9,6 +9,8 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Two OpenMP threads stall each other as soon as anything else runs on two cores.
 THREADS := OMP_NUM_THREADS=1
+# Whole files to as many processes as there are cores, in the order of a serial run: the longest come early.
+PYTEST := $(THREADS) pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: repro test slow lint check bench examples clean
 
@@ -17,10 +19,10 @@ repro: $(VENV)/.base
 	@qatlib summary
 
 test: $(VENV)/.dev
-	$(THREADS) pytest
+	$(PYTEST)
 
 slow: $(VENV)/.dev
-	$(THREADS) pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.dev
 	ruff check .

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 import pytest
 
-from qatlib.atomic import Contents, atomic_folder
+from qatlib.atomic import Contents, atomic_folder, write_csv
 from qatlib.errors import OutputError
 
 CONTENTS = Contents(("list.json", "none.json"), ("parts",))
@@ -116,3 +117,11 @@ def test_a_folder_that_cannot_take_the_place_leaves_the_old_one(
     with pytest.raises(OutputError, match="QAT226"):
         write(tmp_path / "out", "new")
     assert tree(tmp_path) == {"out/list.json": "old"}
+
+
+def test_csv_has_six_digits_and_empty_cells_for_what_is_not_there(tmp_path: Path) -> None:
+    rows = [("a, b", 1_234_567, 1 / 3, None), ('"', -2, math.nan, math.inf), ("", True, 1e-9, 123_456_789.0)]
+    write_csv(tmp_path / "t.csv", ["name", "count", "x", "y"], rows)
+    assert (tmp_path / "t.csv").read_bytes() == (
+        b'name,count,x,y\n"a, b",1234567,0.333333,\n"""",-2,,inf\n,True,1e-09,1.23457e+08\n'
+    )

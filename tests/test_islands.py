@@ -23,16 +23,20 @@ from tests.kind_nets import INT16, NETS, Net
 from tests.models import calibrated, model
 
 BOUNDARY = ("quantize", "dequantize")
-MOST = 8
+MOST, FEW = 8, 2
 """Islands of one op each that are tried in a net; those of a long one are spread over its length."""
+LONG = ("gru", "transformer block")
+"""Nets of which every island costs a second or two: the default suite tries few."""
+TRIED = [*((name, FEW if name in LONG else MOST) for name in NETS),
+         *(pytest.param(name, MOST, marks=pytest.mark.slow) for name in LONG)]  # fmt: skip
 
 
 def computing(fake: FakeQuantModel) -> list[str]:
     return [name for name, op in fake.ops() if op.node.op not in BOUNDARY]
 
 
-def some(names: list[str]) -> list[str]:
-    return names[:: -(-len(names) // MOST)]
+def some(names: list[str], most: int) -> list[str]:
+    return names[:: -(-len(names) // most)]
 
 
 def islands(program: Program) -> list[str]:
@@ -64,12 +68,12 @@ def test_a_net_preserved_whole_is_the_fake_quant_model(name: str, tmp_path: Path
     assert refused >= set(kept)
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_each_op_alone_may_be_an_island(name: str) -> None:
+@pytest.mark.parametrize(("name", "most"), TRIED)
+def test_each_op_alone_may_be_an_island(name: str, most: int) -> None:
     """What it makes of the integers before it is what the fake-quant op makes of them."""
     net = NETS[name]
     fake = net.prepared()
-    for kept in some(computing(fake)):
+    for kept in some(computing(fake), most):
         program = to_program(fake, [kept])
         (op,) = program.islands()
         assert op.name == kept
@@ -86,11 +90,11 @@ def test_each_op_alone_may_be_an_island(name: str) -> None:
         assert torch.equal(values[kept].double(), wanted.double()), kept
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_hybrid_ops_stay_float(name: str) -> None:
+@pytest.mark.parametrize(("name", "most"), TRIED)
+def test_hybrid_ops_stay_float(name: str, most: int) -> None:
     net = NETS[name]
     names = computing(net.prepared())
-    for floats in (*([one] for one in some(names)), names):
+    for floats in (*([one] for one in some(names, most)), names):
         torch.manual_seed(0)
         rules = {"module_name": dict.fromkeys(net.wide, INT16)} if net.wide else None
         hybrid = {"module_name": floats}

@@ -8,8 +8,6 @@ For a model of your own, with inputs as it takes them::
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
@@ -18,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qatlib.atomic import write_text
+from qatlib.atomic import csv_text, write_text
 from qatlib.emulator import Emulator
 from qatlib.fake.model import FakeQuantModel
 from qatlib.program import Program
@@ -122,14 +120,9 @@ def gap_table(model: FakeQuantModel, program: Program, *inputs: Tensor) -> list[
 
 def write_gap_table(rows: Sequence[GapRow], path: str | Path) -> str:
     """Write the rows as CSV, whole or not at all, and return the text; numbers have 6 significant digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*(field.name for field in fields(GapRow)), "share"])
-    for row in rows:
-        values = ("" if x is None else f"{x:.6g}" if isinstance(x, float) else x for x in (*astuple(row), row.share))
-        writer.writerow(values)
-    write_text(path, text.getvalue())
-    return text.getvalue()
+    text = csv_text([*(field.name for field in fields(GapRow)), "share"], ((*astuple(row), row.share) for row in rows))
+    write_text(path, text)
+    return text
 
 
 def _sum(a: GapRow, b: GapRow) -> GapRow:

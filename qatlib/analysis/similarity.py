@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from qatlib.analysis.records import Capture, OpRecord
 from qatlib.analysis.stats import Comparison
-from qatlib.atomic import write_text
+from qatlib.atomic import csv_text, write_text
 from qatlib.errors import ConfigError
 
 MEASURES: dict[str, Callable[[Comparison], float | None]] = {
@@ -66,18 +64,8 @@ class SimilarityTable:
 
     def csv(self) -> str:
         """Comma-separated text with a header line; an empty cell is a quantity that does not exist."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(column if column != "Similarity" else f"Similarity ({self.measure})" for column in COLUMNS)
-        for row in self.rows:
-            writer.writerow(_cell(getattr(row, field.name)) for field in fields(row))
-        return out.getvalue()
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+        header = (column if column != "Similarity" else f"Similarity ({self.measure})" for column in COLUMNS)
+        return csv_text(header, map(astuple, self.rows))
 
 
 def check_measure(name: str) -> str:

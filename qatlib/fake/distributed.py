@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from qatlib.errors import QatError, StageError
+
 T = TypeVar("T")
 
 
@@ -26,12 +28,30 @@ def rank() -> int:
 
 
 def share(make: Callable[[], T]) -> T:
-    """What ``make`` returns in the first process, the only one that calls it."""
+    """What ``make`` returns in the first process, the only one that calls it; what it raises there is raised in all.
+
+    An error that is none of :mod:`qatlib.errors` is StageError QAT199 in the others, as it may not travel.
+    """
     if size() == 1:
         return make()
-    box = [make() if rank() == 0 else None]
+    found: tuple[T | None, Exception | None] = None, None
+    if rank() == 0:
+        try:
+            found = make(), None
+        except Exception as error:
+            found = None, error
+    box = [(found[0], _that_travels(found[1]))]
     dist.broadcast_object_list(box, src=0)
-    return box[0]  # type: ignore[return-value]
+    if (raised := found[1] or box[0][1]) is not None:
+        raise raised
+    return box[0][0]  # type: ignore[return-value]
+
+
+def _that_travels(error: Exception | None) -> Exception | None:
+    if error is None or isinstance(error, QatError):
+        return error
+    seen = f"raised {type(error).__name__}: {error}"
+    return StageError("QAT199", "the first process", seen, "Run with -v, in one process, for its place")
 
 
 def gather(value: T) -> list[T]:

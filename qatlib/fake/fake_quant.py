@@ -213,12 +213,13 @@ class WeightFakeQuantize(LearnedScale):
     """Fake-quant of weights, per output channel; the scale follows the weights: ``2 kept max|w| / (qmax - qmin)``.
 
     ``kept`` ``[O]`` is 1, or the share of the largest magnitude that calibration found best. ``fixed`` ``[O]`` are
-    scales that stay, for weights that were rounded with them; None, and in no state dict, until then. A scale that is
-    learned starts at either, at the first forward in QAT.
+    scales that stay: weights were rounded with them, or a checkpoint of another kind learned them; None, and in no
+    state dict, until then. A scale that is learned starts at either, at the first forward in QAT.
     """
 
     kept: Tensor
     fixed: Tensor | None
+    learned_goes_to = "fixed"
 
     def __init__(self, spec: FakeQuantSpec, channels: int = 1) -> None:
         super().__init__(spec, (channels,))
@@ -256,6 +257,11 @@ class WeightFakeQuantize(LearnedScale):
         qmin, qmax = limits(self.spec.dtype)
         scale = scales.view(-1, *[1] * (weight.dim() - 1))
         return (weight.detach() / scale).round_().clamp_(qmin, qmax).to(getattr(torch, self.spec.dtype))
+
+    def _translate(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        super()._translate(state_dict, prefix)
+        if f"{prefix}kept" in state_dict:
+            self.fixed = torch.empty_like(self.kept) if f"{prefix}fixed" in state_dict else None
 
     def extra_repr(self) -> str:
         return f"{self.spec.dtype}, per output channel"

@@ -143,6 +143,8 @@ def _bits(dtype: str) -> int:
 
 
 RULES: dict[str, Rule] = {"lsq": Lsq(), "pact": Pact(), "tqt": Tqt()}
+LEARNED = ("learned", "learned_by")
+"""What a module that learns its scale has in a state dict: the parameter, and the place of its rule in ``RULES``."""
 
 
 class LearnedScale(nn.Module):
@@ -153,6 +155,9 @@ class LearnedScale(nn.Module):
     """
 
     learned: nn.Parameter
+    learned_by: Tensor
+    learned_goes_to = "scale"
+    """Buffer that keeps a scale which the checkpoint of another kind learned."""
 
     def __init__(self, spec: FakeQuantSpec, shape: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -161,6 +166,7 @@ class LearnedScale(nn.Module):
         self.started = False
         if self.rule is not None:
             self.learned = nn.Parameter(torch.full(shape, UNSET))
+            self.register_buffer("learned_by", torch.tensor(list(RULES).index(spec.kind), dtype=torch.uint8))
 
     def start(self, scale: Tensor) -> None:
         """Learn from ``scale`` on, unless that has begun."""
@@ -194,19 +200,25 @@ class LearnedScale(nn.Module):
         return out
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        """A checkpoint of another kind has its scales; what it learned beyond is none of this one's."""
-        key = f"{prefix}learned"
-        if self.rule is None:
-            state_dict.pop(key, None)
-        elif key not in state_dict:
-            state_dict[key] = torch.full_like(self.learned, UNSET)
+        self._translate(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)
         self.started = self.rule is not None and bool((self.learned > UNSET).all())
 
+    def _translate(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Make the entries of a checkpoint of another kind this one's: the scale that it learned is a start here."""
+        learned, by = (prefix + name for name in LEARNED)
+        if by in state_dict and (rule := list(RULES.values())[int(state_dict[by])]) is not self.rule:
+            del state_dict[by]
+            parameter = state_dict.pop(learned).detach()
+            if bool((parameter > UNSET).all()):
+                state_dict[prefix + self.learned_goes_to] = rule.scale(parameter, self.spec.dtype)
+        if self.rule is not None and not {learned, by} & state_dict.keys():
+            state_dict |= {learned: torch.full_like(self.learned, UNSET), by: self.learned_by}
 
-def is_learned(name: str) -> bool:
-    """Whether an entry of a state dict is a learned parameter, which a model of another kind does not have."""
-    return name.rpartition(".")[2] == "learned"
+
+def is_optional(name: str) -> bool:
+    """Whether an entry of a state dict depends on how scales are learned: a model of another kind may lack it."""
+    return name.rpartition(".")[2] in LEARNED or name.endswith("weight_fake_quant.fixed")
 
 
 def learned_parameters(model: nn.Module) -> list[nn.Parameter]:

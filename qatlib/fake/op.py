@@ -28,6 +28,9 @@ from qatlib.ops.dense import Dense
 from qatlib.ops.masks import floor_of_sum
 from qatlib.qtype import limits
 
+UNSEEN = torch.finfo(torch.float32).min
+"""What stands for no value in a buffer that has to be finite."""
+
 
 class FakeOp(nn.Module):
     """One node. ``activation_post_process`` quantizes its output, ``weight_fake_quant`` its weights; either may be
@@ -38,6 +41,8 @@ class FakeOp(nn.Module):
 
     largest_sum: Tensor
     """Of weights of 16 bits: the largest magnitude of every channel's sum that calibration saw."""
+    largest_other: Tensor
+    """Of a sum with masks, for every input: the largest value of the other one that was seen beside it."""
 
     def __init__(
         self,
@@ -75,7 +80,9 @@ class FakeOp(nn.Module):
             self.register_buffer("largest_sum", torch.zeros(len(node.params["weight"])))
         self._input_quantizer: tuple[FakeQuantize, ...] = ()
         self._masked_inputs: list[tuple[int, FakeQuantize, float]] = []
-        self._largest_other: dict[int, float] = {}
+        self._sees_addends = node.op in ("add", "sub") and bool(node.attrs.get("masked_inputs"))
+        if self._sees_addends:
+            self.register_buffer("largest_other", torch.full((2,), UNSEEN))
         self._input_range: Callable[[], tuple[float, float] | None] = lambda: None
         spec = qconfig.activation if qconfig and quantizes_output else None
         self.activation_post_process: FakeQuantize | None = None
@@ -192,7 +199,8 @@ class FakeOp(nn.Module):
 
     def forget(self) -> None:
         """Drop what earlier calibrations saw of sums and addends."""
-        self._largest_other.clear()
+        if self._sees_addends:
+            self.largest_other.fill_(UNSEEN)
         if self._sees_sums:
             self.largest_sum.zero_()
         if isinstance(self.activation_post_process, ConstantFakeQuantize):
@@ -207,6 +215,8 @@ class FakeOp(nn.Module):
             fake.room.copy_(largest(fake.room))
         if self._sees_sums:
             self.largest_sum.copy_(largest(self.largest_sum))
+        if self._sees_addends:
+            self.largest_other.copy_(largest(self.largest_other))
 
     def _observe(self, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         """Keep what scales depend on besides the values of the output."""
@@ -228,21 +238,22 @@ class FakeOp(nn.Module):
 
     def _make_room(self, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         """Let the masks among the addends reach so low that the sum is, too."""
-        if self.node.op not in ("add", "sub"):
+        if not self._sees_addends:
             return
         alpha = float(self.node.attrs.get("alpha", 1))
         weights = 1.0, alpha if self.node.op == "add" else -alpha
         for i, quantizer, masks in self._masked_inputs:
-            other = float((inputs[1 - i] * weights[1 - i]).max())
-            self._largest_other[i] = max(self._largest_other.get(i, other), other)
+            other = float((inputs[1 - i].detach() * weights[1 - i]).max())
+            self.largest_other[i].clamp_(min=other)
             if bool((inputs[i] <= masks).any()):
                 quantizer.make_room(floor_of_sum(out, self.node.attrs["below_maximum"]) - other)
 
     def _pass_room(self, low: float) -> None:
         """Let the masks among the inputs reach so low that the output reaches ``low``."""
+        factor = self.node.attrs.get("masked_factor", 1.0)
         for i, quantizer, _ in self._masked_inputs:
-            factor = self.node.attrs.get("masked_factor", 1.0)
-            quantizer.make_room(low / factor - self._largest_other.get(i, 0.0))
+            seen = self._sees_addends and float(self.largest_other[i]) > UNSEEN
+            quantizer.make_room(low / factor - (float(self.largest_other[i]) if seen else 0.0))
 
     def _telling(self, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
         """Of 1/x and the like, the values where x is not below half a code: there, the code is 0 and the value huge."""

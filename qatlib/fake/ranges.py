@@ -6,11 +6,11 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from qatlib.atomic import write_text
+from qatlib.atomic import write_csv
 from qatlib.errors import StageError
 from qatlib.fake.calibrate import quantizers
 from qatlib.fake.model import FakeQuantModel
@@ -91,15 +91,7 @@ def ranges_of(model: FakeQuantModel, held: Mapping[str, tuple[float, float]]) ->
 
 def write_ranges(path: str | Path, ranges: Sequence[Range]) -> None:
     """One line per activation, 6 significant digits; an empty field where nothing was measured."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(field.name for field in fields(Range))
-    writer.writerows([_cell(value) for value in asdict(each).values()] for each in ranges)
-    write_text(path, text.getvalue())
-
-
-def _cell(value: str | float) -> str:
-    return value if isinstance(value, str) else "" if math.isnan(value) else f"{value:.6g}"
+    write_csv(path, (field.name for field in fields(Range)), map(astuple, ranges))
 
 
 def read_ranges(path: str | Path) -> tuple[Range, ...]:

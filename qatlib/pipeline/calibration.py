@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 from collections import Counter
@@ -14,7 +12,7 @@ from statistics import median
 
 from rich.table import Table
 
-from qatlib.atomic import write_text
+from qatlib.atomic import write_csv
 from qatlib.errors import DataError
 from qatlib.fake.calibrate import ranges_on, settle
 from qatlib.fake.model import FakeQuantModel
@@ -66,11 +64,7 @@ def compare_methods(project: Project, model: FakeQuantModel) -> tuple[Compared, 
 
 def write_comparison(path: str | Path, rows: Sequence[Compared], metric: str) -> None:
     """CSV with a line per method; the header alone if none was asked for."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "percentile", metric, "ratio", "images", "seconds"])
-    writer.writerows(_cells(row) for row in rows)
-    write_text(path, text.getvalue())
+    write_csv(path, ["method", "percentile", metric, "ratio", "images", "seconds"], map(_cells, rows))
 
 
 def comparison_table(rows: Sequence[Compared], metric: str) -> Table:

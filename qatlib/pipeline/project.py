@@ -16,7 +16,7 @@ from qatlib.errors import CheckpointError, ConfigError, QConfigError
 from qatlib.fake import distributed
 from qatlib.fake.choose import attributes_of
 from qatlib.fake.fake_quant import FakeQuantize
-from qatlib.fake.learned import LearnedScale, is_learned
+from qatlib.fake.learned import LearnedScale, is_optional
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.prepare import fuse_fx, prepare_graph
 from qatlib.fake.ptq.equalize import Pair, equalize
@@ -184,20 +184,17 @@ class Project:
             )
         model = self.fake_quant_model((*json.loads(metadata.get("relu6", "[]")), *relu6))
         weights = load_weights(path)
-        _expect_fixed_scales(model, weights)
-        expected = model.state_dict()
-        odd = sorted(name for name in set(weights) ^ set(expected) if not is_learned(name)) or sorted(
-            k for k in set(weights) & set(expected) if weights[k].shape != expected[k].shape
-        )
-        odd = odd or _apart(metadata.get("formats", "{}"), _formats(model))
-        kinds = {name: part.spec.kind for name, part in _learning(model)}
+        odd = _alone(weights, model.state_dict()) or _shapes(weights, model.state_dict())
+        odd = odd or _unlike("format of {}", json.loads(metadata.get("formats", "{}")), json.loads(_formats(model)))
         learned = json.loads(metadata.get("learned", "{}"))
-        odd = odd or [f"learned scale of {name}" for name, kind in learned.items() if kinds.get(name) != kind]
+        kinds = {name: part.spec.kind for name, part in _learning(model) if name in learned}
+        odd = odd or _unlike("learned scale of {}", learned, kinds)
         if odd:
+            more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
             raise CheckpointError(
                 "QAT127",
                 str(path),
-                f"was made with other operators or formats: {odd[0]} and {len(odd) - 1} more differ",
+                f"was made with other operators or formats: {'; '.join(odd[:3])}{more}",
                 "Run the stages again with dvc repro",
             )
         model.load_state_dict(weights)
@@ -210,14 +207,6 @@ def _learning(model: FakeQuantModel) -> list[tuple[str, LearnedScale]]:
     """Every fake-quant module that learns its scale, by name."""
     modules = ((name, part) for name, part in model.named_modules() if isinstance(part, LearnedScale))
     return [(name, part) for name, part in modules if part.rule is not None]
-
-
-def _expect_fixed_scales(model: FakeQuantModel, weights: Mapping[str, Tensor]) -> None:
-    """Make room for the weight scales that a checkpoint keeps."""
-    for name, op in model.ops():
-        scales = weights.get(f"{name}.weight_fake_quant.fixed")
-        if scales is not None and op.weight_fake_quant is not None:
-            op.weight_fake_quant.fixed = torch.zeros_like(op.float_params()["bias"])
 
 
 def _limit(fake: FakeQuantize | None, largest: float) -> None:
@@ -234,6 +223,20 @@ def _formats(model: FakeQuantModel) -> str:
     return json.dumps({name: fake.spec.dtype for name, fake in fakes if fake is not None}, sort_keys=True)
 
 
-def _apart(one: str, other: str) -> list[str]:
-    a, b = json.loads(one), json.loads(other)
-    return [f"format of {name}" for name in sorted(a | b) if a.get(name) != b.get(name)]
+def _alone(file: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> list[str]:
+    places = {name: "the file" if name in file else "the model" for name in sorted(file.keys() ^ model.keys())}
+    return [f"{name} is in {place} alone" for name, place in places.items() if not is_optional(name)]
+
+
+def _shapes(file: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> list[str]:
+    shapes = [{name: list(weights[name].shape) for name in file.keys() & model.keys()} for weights in (file, model)]
+    return _unlike("shape of {}", *shapes)
+
+
+def _unlike(what: str, file: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
+    """What differs, with both values; ``what`` has a place for the name."""
+    return [
+        f"{what.format(name)} is {file.get(name)} in the file and {model.get(name)} in the model"
+        for name in sorted(file.keys() | model.keys())
+        if file.get(name) != model.get(name)
+    ]

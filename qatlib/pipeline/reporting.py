@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +10,7 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from qatlib.atomic import write_text
+from qatlib.atomic import write_csv
 from qatlib.fake.distributed import rank
 from qatlib.fake.epochs import Epoch
 
@@ -45,12 +43,5 @@ def step_bar(title: str) -> Iterator[Shown]:
 
 def write_history(path: str, epochs: Sequence[Epoch]) -> None:
     """One line per epoch, 6 significant digits; an empty field where there is no number."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(name.removeprefix("in_") for name in asdict(epochs[0]))
-    writer.writerows([_cell(value) for value in asdict(epoch).values()] for epoch in epochs)
-    write_text(path, text.getvalue())
-
-
-def _cell(value: float | int) -> str:
-    return str(value) if isinstance(value, int) else "" if math.isnan(value) else f"{value:.6g}"
+    header = (name.removeprefix("in_") for name in asdict(epochs[0]))
+    write_csv(path, header, (asdict(epoch).values() for epoch in epochs))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qatlib.analysis import model_profiler, publish
@@ -107,6 +108,32 @@ def test_plot_has_a_point_per_measured_op_and_names_the_worst() -> None:
     assert len(re.search(r'points="([^"]*)"', plot)[1].split()) == 5  # type: ignore[index]
     assert ">x_quant</text>" in plot
     assert depth_plot(replace(seen, records=())) == ""
+
+
+def test_names_in_the_plot_touch_neither_the_line_nor_each_other() -> None:
+    """A net of 60 ops whose error grows: the worst are where the line and most dots are."""
+    first = records().records[0]
+    rng = np.random.default_rng(0)
+    made = []
+    for i in range(60):
+        db = 50 - 0.6 * i + float(rng.normal()) * 3
+        assert first.accumulated is not None
+        own, alone = (replace(first.accumulated, ref_sq=10 ** (x / 10), se=1.0) for x in (db, db + 2))
+        name = f"layer{i // 6}.block.conv{i}"
+        made.append(replace(first, index=i, name=name, module=name, accumulated=own, same_input=alone))
+    plot = str(depth_plot(replace(records(), records=tuple(made))))
+    line = [tuple(map(float, p.split(","))) for p in re.search(r'points="([^"]*)"', plot)[1].split()]  # type: ignore[index]
+    names = re.findall(r'class="label" x="([\d.]+)" y="([\d.]+)" text-anchor="middle">([^<]+)<', plot)
+    assert len(names) == 3
+    boxes = [(float(x) - 3 * len(t), float(y) - 10, float(x) + 3 * len(t), float(y) + 2) for x, y, t in names]
+    for left, top, right, bottom in boxes:
+        assert left > 0
+        assert right < 960
+        xs = np.linspace(left, right, 200)
+        at = np.interp(xs, [p[0] for p in line], [p[1] for p in line])
+        assert not bool(((at > top) & (at < bottom)).any())
+    for i, a in enumerate(boxes):
+        assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in boxes[:i])
 
 
 def test_unmeasured_ops_are_listed(trio: Trio, tmp_path: Path) -> None:

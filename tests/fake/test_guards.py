@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qatlib.errors import DataError, TrainingError
+from qatlib.fake.epochs import Scores
 from qatlib.fake.guards import check_weights, cures, forward_fault, gradient_fault
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
 from qatlib.fake.state import FakeQuantState
@@ -235,3 +236,25 @@ def test_the_exact_forward_goes_back_too() -> None:
     changes: dict[str, Any] = {"forward": "exact", "on_nan": "rewind", "note": said.append}
     assert trainer(net, on_step=spoil_weight(STEPS + 2, net), **changes).run().rewinds == 1
     assert "hidden.weight holds 1 of 16 values that are not finite" in said[0]
+
+
+def test_a_last_batch_of_one_is_refused_before_the_first_step() -> None:
+    """Batch norm in a module that is kept whole trains on its batch."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    one = calibrated(net, clouds(0)[0], leaf=["1"])
+    steps: list[int] = []
+
+    def last_of_one(epoch: int, first: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+        for k, ((x,), labels) in enumerate(batches(epoch, first), start=first):
+            rows = slice(1) if k == STEPS - 1 else slice(None)
+            yield (x[rows],), labels[rows]
+
+    training = trainer(
+        one, batches=last_of_one, score=lambda model: Scores(0.0, 0.0), on_step=lambda *step: steps.append(step[0]),
+        items=lambda epoch, batch: items(epoch, batch)[: 1 if batch == STEPS - 1 else None],
+    )  # fmt: skip
+    with pytest.raises(DataError, match="QAT194 the last batch of an epoch: is one item, and batch norm") as caught:
+        training.run()
+    assert "qat.batch_size" in caught.value.fix
+    assert steps == []

@@ -338,23 +338,72 @@ def test_what_is_no_kind(make: Callable[[], Any], said: str) -> None:
 # -- checkpoints and integers ------------------------------------------------------------------------------------------
 
 
-def test_checkpoints_go_from_one_kind_to_another() -> None:
-    x = clouds(2)[0]
-    one = trainer(tiny("lsq"), optimizer="adam", lr=0.02)
-    one.run()
-    trained = one.model
+KINDS: list[Kind] = ["moving_average", *LEARNED]
+
+
+def scales_of(net: FakeQuantModel) -> dict[str, Tensor]:
+    """Of every activation and of every channel's weights."""
+    activations = {n: op.activation_post_process.scale for n, op in net.ops() if op.activation_post_process}
+    weights = {f"{n}.weight": fake.scales(op.weight) for n, op in net.ops() if (fake := op.weight_fake_quant)}
+    return {name: scale.clone() for name, scale in (activations | weights).items()}
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, FakeQuantModel]:
+    """Of every kind one whose scales have moved, in VALIDATION."""
+    made = {}
+    for kind in KINDS:
+        one = trainer(tiny(kind), optimizer="adam", lr=0.02, averaging_constant=0.1)
+        one.run()
+        set_fake_quantize(one.model.train(), FakeQuantState.QAT)
+        F.cross_entropy(one.model(clouds(1)[0]), clouds(1)[1]).backward()
+        torch.optim.SGD(one.model.parameters(), lr=0.3).step()
+        made[kind] = one.model.eval()
+    return made
+
+
+@pytest.mark.parametrize("other", KINDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_goes_from_one_kind_to_another(trained: dict[str, FakeQuantModel], kind: Kind, other: Kind) -> None:
+    """Loaded between two steps: outputs and scales are the same, and training starts there."""
+    x, net = clouds(2)[0], tiny(other)
+    saved = state(trained[kind])
+    moved = {name: t.clone() for name, t in saved.items()}
+    net.load_state_dict(saved)
+    assert saved.keys() == moved.keys()
+    assert all(torch.equal(saved[name], moved[name]) for name in saved), "the state is left alone"
+    for one in (net, trained[kind]):
+        set_fake_quantize(one, FakeQuantState.VALIDATION)
+    assert torch.equal(net(x), trained[kind](x))
+    before = scales_of(net)
+    for name, scale in scales_of(trained[kind]).items():
+        assert torch.equal(before[name], scale), name
+    assert to_program(net).constants.keys() == to_program(trained[kind]).constants.keys()
+    for _, op in net.ops():
+        op.start_learning()
+    for name, scale in scales_of(net).items():
+        wanted = torch.exp2(before[name].log2().sub(1e-6).ceil()) if other == "tqt" else before[name]
+        torch.testing.assert_close(scale, wanted, rtol=1e-6, atol=0)
+
+
+def test_learned_weight_scales_survive_being_loaded_with_a_kind_that_learns_none(
+    trained: dict[str, FakeQuantModel],
+) -> None:
     plain = tiny("moving_average")
-    plain.load_state_dict(trained.state_dict())
-    assert plain.qtype("hidden").scale == trained.qtype("hidden").scale
-    back = tiny("lsq")
-    back.load_state_dict(plain.state_dict())
-    set_fake_quantize(back, FakeQuantState.QAT)
-    back(x)
-    assert back.qtype("hidden").scale == plain.qtype("hidden").scale
-    same = tiny("lsq")
-    same.load_state_dict(trained.state_dict())
-    assert torch.equal(same(x), trained(x))
-    assert to_program(same).constants.keys() == to_program(trained).constants.keys()
+    plain.load_state_dict(trained["lsq"].state_dict())
+    again, back = tiny("moving_average"), tiny("lsq")
+    for net in (again, back):
+        net.load_state_dict(plain.state_dict())
+        for name, scale in scales_of(plain).items():
+            assert torch.equal(scales_of(net)[name], scale)
+    plain.load_state_dict(trained["moving_average"].state_dict())
+    assert all(op.weight_fake_quant.fixed is None for _, op in plain.ops() if op.weight_fake_quant)
+
+
+def test_what_is_learned_without_its_rule_is_no_state() -> None:
+    saved = {name: t for name, t in tiny("lsq").state_dict().items() if not name.endswith("learned_by")}
+    with pytest.raises(RuntimeError, match="learned"):
+        tiny("lsq").load_state_dict(saved)
 
 
 @pytest.mark.parametrize("kind", LEARNED)

@@ -6,7 +6,7 @@ import math
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from qatlib.fake.state import FakeQuantState
 from qatlib.fake.train import Trained
 from qatlib.pipeline.checkpoint import save_tensors
 from tests.fake.training import STEPS, batches, clouds, score, start, state, trainer
-from tests.models import Tiny, calibrated, images
+from tests.models import Tiny, calibrated, images, model
 
 TOTAL = 3 * STEPS
 
@@ -154,6 +154,27 @@ def _in_float(model: FakeQuantModel) -> Scores:
     return Scores(right, right)
 
 
+def masked() -> FakeQuantModel:
+    """Scores that are a linear's, a mask's and another linear's: room for the mask depends on all values so far."""
+    torch.manual_seed(3)
+    hidden = nn.Parameter(torch.zeros(3).masked_fill(torch.tensor([False, True, False]), -1e4), requires_grad=False)
+    net = model(
+        lambda s, x: ((s.one(x) * 500 + s.hidden) * 0.002 + s.other(x) * 0.5).softmax(-1),
+        one=nn.Linear(2, 3), other=nn.Linear(2, 3), hidden=hidden,
+    )  # fmt: skip
+    for part in (net.one, net.other):
+        nn.init.constant_(part.weight, 0.3)
+    spec = FakeQuantSpec(method="min_max", averaging_constant=1.0)
+    return calibrated(net, clouds(0)[0] / 8, qconfig_dict=QConfig(spec))
+
+
+def _wide_then_low(epoch: int, first: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+    """Large addends in the first batch, and low sums in one that comes after checkpoints."""
+    factors = {(1, 0): 40.0, (3, 0): -4.0}
+    for k, ((x,), labels) in enumerate(batches(epoch, first), start=first):
+        yield (x.abs().add(1) * factors[epoch, k] if (epoch, k) in factors else x,), labels % 2 * 2
+
+
 RESUMED: dict[str, dict[str, Any]] = {
     "sgd": {},
     "adamw": {"optimizer": "adamw"},
@@ -181,6 +202,27 @@ def test_resuming_equals_an_uninterrupted_run(tmp_path: Path, name: str) -> None
         assert str(resumed.run()) == str(wanted)
         assert len(seen) <= TOTAL - stop + 4, "at most checkpoint_steps are done again"
         assert _bytes(resumed.model, tmp_path) == _bytes(whole.model, tmp_path)
+
+
+def _room(model: FakeQuantModel) -> float:
+    fake = model.op("hidden").activation_post_process
+    assert fake is not None
+    return float(fake.room)
+
+
+def test_resuming_keeps_the_room_for_masks(tmp_path: Path) -> None:
+    def widest(model: FakeQuantModel) -> Scores:
+        return Scores(*[_room(model)] * 3)
+
+    changes: dict[str, Any] = {"batches": _wide_then_low, "lr": 0.01, "score": widest}
+    whole = trainer(masked(), **changes)
+    whole.run()
+    with pytest.raises(StopError):
+        trainer(masked(), scratch=tmp_path, on_step=_stop_at(5), **changes).run()
+    resumed = trainer(masked(), scratch=tmp_path, **changes)
+    resumed.run()
+    assert _bytes(resumed.model, tmp_path) == _bytes(whole.model, tmp_path)
+    assert _room(whole.model) > _room(masked()) + 30_000, "the first batch counts until the end"
 
 
 def test_resuming_twice_and_after_the_end(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def test_encoder_with_padding() -> None:
     check(net, X, PADDING)
 
 
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("first", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_decoder(first: bool) -> None:
     decoder = nn.TransformerDecoder(layer(nn.TransformerDecoderLayer, norm_first=first), 2, nn.LayerNorm(32))
     net = Net(lambda s, x, y: s.d(x, y, tgt_mask=~s.causal, tgt_is_causal=True), d=decoder)

@@ -162,7 +162,7 @@ def test_cells_in_a_loop(cell: nn.Module) -> None:
 def test_integers_follow_the_float_states(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     net = model(lambda s, x: s.head(s.layer(x)[0][:, -1]), layer=kind(5, 16, batch_first=True), head=nn.Linear(16, 4))
-    x = torch.randn(64, 12, 5)
+    x = torch.randn(64, 8, 5)
     fake = calibrated(net, x)
     assert fake.op("layer.l0.t3.hh").weight is fake.op("layer.l0.t7.hh").weight, "time steps share their weights"
     (out,) = emulate(to_program(fake), x)

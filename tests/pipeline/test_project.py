@@ -15,7 +15,7 @@ from qatlib.errors import CheckpointError, ConfigError, QatError
 from qatlib.fake.calibrate import calibrate
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
 from qatlib.fake.state import FakeQuantState
-from qatlib.pipeline.checkpoint import save_tensors
+from qatlib.pipeline.checkpoint import load_weights, read_metadata, save_tensors
 from qatlib.pipeline.config import Config
 from qatlib.pipeline.project import Project
 from tests.models import everything, images
@@ -264,22 +264,43 @@ def test_state_scales_and_weights_survive_a_checkpoint(folder: Path, state: Fake
     assert torch.equal(loaded(images(4)), model(images(4)))
 
 
-OTHERS: dict[str, dict[str, Any]] = {
-    "another dtype": {"qconfig": {"overrides": [{"match": "cat", "activation": "int16"}]}},
-    "a quantizer more": {"qconfig": {"outputs": {"high_precision": False}}},
-    "a float operator": {"qat": {"hybrid": ["stem"]}},
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "another dtype": (
+        {"qconfig": {"overrides": [{"match": "cat", "activation": "int16"}]}},
+        "format of cat is int8 in the file and int16 in the model",
+    ),
+    "a quantizer more": (
+        {"qconfig": {"outputs": {"high_precision": False}}},
+        "head.activation_post_process.high is in the model alone",
+    ),
+    "a float operator": ({"qat": {"hybrid": ["stem"]}}, "stem.activation_post_process.high is in the file alone"),
 }
 
 
-@pytest.mark.parametrize("sections", OTHERS.values(), ids=OTHERS.keys())
-def test_a_checkpoint_of_other_formats_is_refused(folder: Path, sections: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("sections", "said"), OTHERS.values(), ids=OTHERS.keys())
+def test_a_checkpoint_of_other_formats_is_refused(folder: Path, sections: dict[str, Any], said: str) -> None:
     project = Project(config())
     model = project.fake_quant_model()
     calibrate(model, project.batches("calib", 16))
     project.save_fake_quant(model, "calibrated.safetensors")
     with pytest.raises(CheckpointError, match="QAT127") as caught:
         Project(config(**sections)).load_fake_quant("calibrated.safetensors")
+    assert f"was made with other operators or formats: {said}" in caught.value.seen
     assert "dvc repro" in caught.value.fix
+
+
+def test_a_checkpoint_of_another_width_names_both_shapes(folder: Path) -> None:
+    project = Project(config())
+    model = project.fake_quant_model()
+    calibrate(model, project.batches("calib", 16))
+    project.save_fake_quant(model, "calibrated.safetensors")
+    weights = load_weights("calibrated.safetensors")
+    shape = list(weights["stem.weight"].shape)
+    save_tensors("calibrated.safetensors", weights | {"stem.weight": torch.zeros(1)},
+                 read_metadata("calibrated.safetensors"))  # fmt: skip
+    with pytest.raises(CheckpointError, match="QAT127") as caught:
+        project.load_fake_quant("calibrated.safetensors")
+    assert f"shape of stem.weight is [1] in the file and {shape} in the model" in caught.value.seen
 
 
 def test_a_float_checkpoint_is_no_fake_quant_checkpoint(folder: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from typing import Any
 
 from qatlib.analysis.op_facts import OpFact
 from qatlib.analysis.records import OpRecord
-from qatlib.atomic import write_text
+from qatlib.atomic import write_csv
 
 
 @dataclass(frozen=True)
@@ -131,12 +129,7 @@ def table_cells(op: OpFact) -> tuple[Cell, ...]:
 
 def write_tables(ops: Sequence[OpFact], path: Path) -> None:
     """Comma-separated text, one line per table, worst first."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(name for name, _ in table_columns())
-    for op in tables_of(ops):
-        writer.writerow(f"{v:.6g}" if isinstance(v, float) else v for v in table_values(op))
-    write_text(path, out.getvalue())
+    write_csv(path, (name for name, _ in table_columns()), map(table_values, tables_of(ops)))
 
 
 def tables_of(ops: Sequence[OpFact]) -> list[OpFact]:
