@@ -34,6 +34,7 @@ _HOME = {
     "qatlib.emulator": ("Emulator", "emulate"),
     "qatlib.compiler": ("Executable", "Target", "check_model", "compile_model", "load_target", "perf_model"),
     "qatlib.analysis": ("featuremap_similarity", "model_profiler"),
+    "qatlib.analysis.unfused": ("check_unfused_operations",),
     "qatlib.analysis.agreement": ("gap_table", "write_gap_table"),
     "qatlib.export": ("check_onnx", "export_onnx", "measure_distance"),
     "qatlib.ops.grid_sample": ("get_grid_quant_scale", "warp"),

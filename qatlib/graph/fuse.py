@@ -89,7 +89,10 @@ class _View:
         return self.needed(norm, dense) or dense
 
     def add_host(self, add: Node, gone: dict[str, str]) -> Node | Apart:
-        """The convolution or linear whose accumulator takes the add: of two, the later one."""
+        """The convolution or linear whose accumulator takes the add: of two, the later one.
+
+        ``gone`` maps what this pass has fused already to where it went.
+        """
         sides = [self.nodes[name] for name in add.inputs]
         if add.alone:
             return Apart(add, "float", sides[0].name)
@@ -116,13 +119,15 @@ class _View:
             return Apart(add, "clamped", side.name, side.absorbed[-1:])
         return self.needed(add, side) or side
 
-    def clamp_host(self, clamp: Node) -> Node | Apart:
+    def clamp_host(self, clamp: Node, gone: dict[str, str]) -> Node | Apart:
         """The operator whose output clamp it becomes."""
         source = self.nodes[clamp.inputs[0]]
         if clamp.alone:
             return Apart(clamp, "float", source.name)
         if source.content != "float":
             return Apart(clamp, "integers", source.name)
+        if source.name in gone:
+            return Apart(clamp, "clamped", gone[source.name], (source.name,))
         if not (source.op in BY_NAME and BY_NAME[source.op].takes_clamp):
             return self.unlike(clamp, source)
         if "clamp" in source.attrs:
@@ -213,7 +218,7 @@ def fuse_clamp(graph: Graph) -> Graph:
     for clamp in graph.nodes:
         if clamp.op != "clamp":
             continue
-        source = view.clamp_host(clamp)
+        source = view.clamp_host(clamp, gone)
         if isinstance(source, Apart):
             apart.append(source)
             continue
