@@ -120,7 +120,7 @@ def test_every_call_of_a_shared_module_is_marked() -> None:
     ("weight", "activation"), [("int8", "int8"), ("int16", "int8"), ("int8", "int16"), ("int16", "int16")]
 )
 def test_the_bits_that_weights_use(weight: str, activation: str) -> None:
-    """Of 4096 products of one sign: what the largest sum, in codes, exceeds 2^30 by is lost. Only int16 weights look."""
+    """What the largest sum, in codes, has beyond 2^30 is lost; only weights of 16 bits come so far."""
     layer = nn.Linear(4096, 4)
     with torch.no_grad():
         layer.weight.copy_(torch.linspace(0.45, 0.5, 4096))
@@ -130,7 +130,8 @@ def test_the_bits_that_weights_use(weight: str, activation: str) -> None:
     fake = calibrated(nn.Sequential(layer).eval(), x, qconfig_dict=spec)
     (row,) = (row for row in format_rows(fake) if row.op == "0")
     bits = {"int8": 8, "int16": 16}
-    a, b = (v.double().numpy() / float(v.max()) * 2 ** (bits[t] - 1) for v, t in ((x[0], activation), (layer.weight.detach()[0], weight)))  # fmt: skip
-    lost = max(0.0, np.log2(a @ b) - 30) if weight == "int16" else 0.0
+    codes_x = x[0].double().numpy() * 2 ** (bits[activation] - 1)
+    codes_w = layer.weight.detach()[0].double().numpy() / 0.5 * 2 ** (bits[weight] - 1)
+    lost = max(0.0, np.log2(codes_x @ codes_w) - 30) if weight == "int16" else 0.0
     assert row.weight_bits == pytest.approx(bits[weight] - lost, abs=0.02)
     assert lost == 0.0 or lost > 3

@@ -71,7 +71,7 @@ def wide_format_meets_narrow(facts: Facts) -> list[Finding]:
             Finding(
                 "QAT034",
                 "warning",
-                f"int16 is rounded to int8 where {row.kind} joins values: give the output int16 too, or the inputs int8",
+                f"int16 is rounded to int8 where {row.kind} joins values: give its output int16, or its inputs int8",
                 module=row.op,
                 evidence={"inputs": row.inputs, "output": row.output, "rule": row.output_rule},
                 edit=edit.yaml,
