@@ -36,6 +36,7 @@ _HOME = {
     "qatlib.analysis": ("featuremap_similarity", "model_profiler"),
     "qatlib.analysis.unfused": ("check_unfused_operations",),
     "qatlib.analysis.agreement": ("gap_table", "write_gap_table"),
+    "qatlib.graph.unshare": ("get_module_called_count", "unshare"),
     "qatlib.export": ("check_onnx", "export_onnx", "measure_distance"),
     "qatlib.ops.grid_sample": ("get_grid_quant_scale", "warp"),
     "qatlib.errors": ("QatError",),
