@@ -65,17 +65,25 @@ def check_unfused_operations(
 
     A float model is traced with ``example_inputs``; raises GraphError as :func:`qatlib.fuse_fx`.
     """
-    import pandas as pd
-
     if isinstance(model, FakeQuantModel):
         graph = model.graph
     else:
         graph = fuse_fx(model, () if example_inputs is None else example_inputs, leaf, wrap)
-    names = [field.name for field in fields(Unfused)]
-    table = pd.DataFrame([asdict(row) for row in unfused_operations(graph)], columns=names)
+    rows = unfused_operations(graph)
     if path is not None:
-        write_text(path, table.to_csv(index=False, lineterminator="\n"))
-    return table
+        write_unfused(rows, path)
+    return _table(rows)
+
+
+def write_unfused(rows: Sequence[Unfused], path: str | Path) -> None:
+    """Comma-separated text, one line per op."""
+    write_text(path, _table(rows).to_csv(index=False, lineterminator="\n"))
+
+
+def _table(rows: Sequence[Unfused]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame([asdict(row) for row in rows], columns=[field.name for field in fields(Unfused)])
 
 
 def _record(nodes: dict[str, Node], apart: Apart) -> Unfused:

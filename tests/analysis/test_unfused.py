@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from qatlib import check_unfused_operations, get_default_qconfig, prepare_qat_fx
 from qatlib.analysis.facts import Facts
+from qatlib.analysis.report import ReportData, render
 from qatlib.analysis.rules import run_rules
 from qatlib.analysis.unfused import Unfused, unfused_operations
 from qatlib.fake.prepare import fuse_fx
@@ -144,3 +145,12 @@ def test_the_rule_counts_the_others_of_a_kind() -> None:
     assert finding.evidence["unfused_batch_norms"] == 2
     assert finding.evidence["pattern"] == "Conv2d + BatchNorm2d"
     assert finding.edit == "Put e directly behind c and train the float model so (in the model)"
+
+
+def test_the_page_lists_what_stayed_unfused() -> None:
+    net = model(lambda s, x: s.b(s.r(s.c(x))), c=conv(), r=nn.ReLU(), b=nn.BatchNorm2d(4))
+    page = render(ReportData(unfused=unfused_operations(fuse_fx(net, [X]))))
+    assert 'href="#fuse"' in page
+    assert "r lies between c and b" in page
+    assert "Conv2d + BatchNorm2d" in page
+    assert 'id="fuse"' not in render(ReportData())
