@@ -16,6 +16,7 @@ from qatlib.analysis.profiler import capture_pair
 from qatlib.analysis.rules import run_rules
 from qatlib.fake.formats import format_rows
 from tests.analysis.analysis_nets import Net, Trio
+from tests.analysis.planted import record
 from tests.models import calibrated, images, model
 
 INT16 = get_default_qconfig("int16")
@@ -132,3 +133,10 @@ def test_clean_models_have_no_such_finding(trio: Trio) -> None:
     )
     assert not [f for f in run_rules(facts) if f.code in CODES]
     assert not found(Net().eval(), images(4).clamp(-1, 1), {"x": fixed(1 / 128)})
+
+
+def test_the_edit_for_a_later_call_names_that_call() -> None:
+    seen = record(1, "c#1", "conv", ("x",), module="c", call=2)
+    assert (seen.match, seen.title) == ("c#1", "c (call 2)")
+    first = record(0, "c", "conv", ("x",), module="c", call=1)
+    assert (first.match, first.title) == ("c", "c (call 1)")
