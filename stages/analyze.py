@@ -17,7 +17,9 @@ def main(config: Config) -> None:
     from qatlib.analysis.outcome import publish
     from qatlib.analysis.profiler import capture_pair
     from qatlib.analysis.summary import read_metrics
+    from qatlib.analysis.unfused import unfused_operations
     from qatlib.fake.coverage import mac_coverage
+    from qatlib.fake.formats import format_rows
     from qatlib.fake.ranges import read_ranges
     from qatlib.pipeline.after_training import float_side
     from qatlib.pipeline.project import Project
@@ -47,6 +49,8 @@ def main(config: Config) -> None:
         ops=program_facts(program),
         coverage=mac_coverage(fake),
         ranges=read_ranges("reports/calibrate/ranges.csv"),
+        unfused=unfused_operations(calibrated.graph),
+        formats=tuple(format_rows(calibrated)),
     )
     publish(facts, performance=json.loads(Path("reports/compile_sim/performance.json").read_text()))
 

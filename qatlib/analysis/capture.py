@@ -16,6 +16,7 @@ from torch import Tensor
 from qatlib.analysis.records import Capture, Mode, OpRecord, Unmeasured
 from qatlib.analysis.sides import Other, Reference, UnmeasurableError
 from qatlib.analysis.stats import Measure, RunningComparison, RunningSummary, check_finite
+from qatlib.graph.calls import calls_of_shared
 from qatlib.graph.ir import INPUT, Node
 from qatlib.ops.masks import relevant, relevant_pair
 from qatlib.qtype import FLOAT
@@ -107,12 +108,12 @@ def capture(
             inputs = (batch,) if isinstance(batch, Tensor) else tuple(batch)
             _one_batch(reference, other, gauges, inputs)
             count, samples = count + 1, samples + int(inputs[0].shape[0])
-    calls = _call_numbers(nodes)
+    calls = calls_of_shared(nodes)
     return Capture(
         mode=mode,
         batches=count,
         samples=samples,
-        records=tuple(gauge.record(i, calls[name]) for i, (name, gauge) in enumerate(gauges.items())),
+        records=tuple(gauge.record(i, calls.get(name, (0, 0))[0]) for i, (name, gauge) in enumerate(gauges.items())),
         unmeasured=tuple(Unmeasured(n, what, why) for n, g in gauges.items() for what, why in g.reasons.items()),
     )
 
@@ -133,21 +134,3 @@ def _one_batch(reference: Reference, other: Other, gauges: dict[str, _Gauge], in
 
     reference.walk(inputs, on_reference)
     other.outputs(inputs, on_other)
-
-
-def _call_numbers(nodes: Sequence[Node]) -> dict[str, int]:
-    """1, 2, … for the calls of a module that is called several times; 0 for all others.
-
-    The steps of a composite are one call.
-    """
-    calls: dict[str, list[str]] = {}
-    for node in nodes:
-        made = calls.setdefault(node.module, [])
-        if (node.composite or node.name) not in made:
-            made.append(node.composite or node.name)
-
-    def number(node: Node) -> int:
-        made = calls[node.module]
-        return made.index(node.composite or node.name) + 1 if node.module and len(made) > 1 else 0
-
-    return {node.name: number(node) for node in nodes}

@@ -15,7 +15,9 @@ from qatlib.pipeline.config import Goal
 if TYPE_CHECKING:
     from qatlib.analysis.op_facts import OpFact
     from qatlib.analysis.records import Capture
+    from qatlib.analysis.unfused import Unfused
     from qatlib.fake.coverage import Coverage
+    from qatlib.fake.formats import FormatRow
     from qatlib.fake.ranges import Range
 
 STAGES = ("float", "calib", "qat", "integer", "compiled")
@@ -50,7 +52,8 @@ class Facts:
     ``state`` is the FakeQuantState name of the model when it was scored, None when that is not known. ``floor`` is the
     least acceptable float metric (greatest, where lower is better), ``max_train_val_gap`` the largest train-val gap.
     The float metrics may hold that gap as ``train_val_gap``, or the metric on training data as ``train_<metric>``.
-    ``ranges`` are those of calibration, beside held-out data.
+    ``ranges`` are those of calibration, beside held-out data; ``unfused`` is what fusion left alone, ``formats`` what
+    every op got.
     ``overrides`` and ``input_formats`` are the lists of qconfig as they stand, ``tables`` that of convert; an edit has
     to keep them.
     """
@@ -71,6 +74,8 @@ class Facts:
     ops: tuple[OpFact, ...] = ()
     coverage: Coverage | None = None
     ranges: tuple[Range, ...] = ()
+    unfused: tuple[Unfused, ...] = ()
+    formats: tuple[FormatRow, ...] = ()
 
     def value(self, stage: str, key: str | None = None) -> float | None:
         """Metric ``key`` (the scored one by default) of ``stage``; None if missing or not finite."""

@@ -17,6 +17,7 @@ from qatlib.analysis.report.tables import write_tables
 from qatlib.analysis.rules import run_rules
 from qatlib.analysis.similarity import write_similarity
 from qatlib.analysis.summary import build_summary, goal_results
+from qatlib.analysis.unfused import write_unfused
 from qatlib.analysis.views import summary_markdown, terminal_table
 from qatlib.atomic import write_json, write_text
 
@@ -39,8 +40,8 @@ def publish(
     performance: Mapping[str, Any] | None = None,
     expected: Sequence[str] = STAGES,
 ) -> Outcome:
-    """Write ``summary.json``, ``summary.md``, ``findings.json``, ``profiler.html``, ``tables.csv`` and the similarity
-    tables.
+    """Write ``summary.json``, ``summary.md``, ``findings.json``, ``profiler.html``, ``tables.csv``, ``fuse.csv`` and
+    the similarity tables.
 
     ``performance`` is the content of a compile estimate (``Performance.to_dict()``); empty or None where there is none.
     """
@@ -55,5 +56,8 @@ def publish(
     for seen in captures:
         write_similarity(seen, folder)
     write_tables(facts.ops, folder / "tables.csv")
-    write_report(folder / "profiler.html", ReportData(findings, captures, summary, goals, performance, facts.ops))
+    write_unfused(facts.unfused, folder / "fuse.csv")
+    write_report(
+        folder / "profiler.html", ReportData(findings, captures, summary, goals, performance, facts.ops, facts.unfused)
+    )
     return Outcome(summary, findings, goals)

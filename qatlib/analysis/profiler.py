@@ -21,9 +21,11 @@ from qatlib.analysis.sides import FakeSide, IntegerSide
 from qatlib.analysis.similarity import SimilarityTable, check_measure, similarity_table, write_similarity
 from qatlib.analysis.states import float_view, require_quantized, require_untrained
 from qatlib.analysis.stats import Measure
+from qatlib.analysis.unfused import unfused_operations
 from qatlib.emulator import Emulator
 from qatlib.errors import ConfigError, DataError, StateError
 from qatlib.fake.calibrate import inputs_of
+from qatlib.fake.formats import format_rows
 from qatlib.program import Program
 
 
@@ -113,10 +115,15 @@ def model_profiler(
     Returns the findings, errors first. ``example_inputs`` is one batch or an iterable of batches of real data.
     """
     seen = capture_pair(model1, model2, example_inputs, mode)
-    facts = Facts(state="VALIDATION", inputs=input_facts(seen), fvsq=seen)
-    if mode == "QvsQ":
+    if mode == "FvsQ":
+        unfused, formats = unfused_operations(model2.graph), tuple(format_rows(model2))
+        facts = Facts(state="VALIDATION", inputs=input_facts(seen), fvsq=seen, unfused=unfused, formats=formats)
+    else:
         facts = Facts(state="VALIDATION", qvsq=seen, ops=program_facts(_emulator(model2).program))
     findings = run_rules(facts)
     write_similarity(seen, Path(out_dir))
-    write_report(Path(out_dir) / "profiler.html", ReportData(findings=findings, captures=(seen,), ops=facts.ops))
+    write_report(
+        Path(out_dir) / "profiler.html",
+        ReportData(findings=findings, captures=(seen,), ops=facts.ops, unfused=facts.unfused),
+    )
     return findings

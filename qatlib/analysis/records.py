@@ -53,7 +53,7 @@ class OpRecord:
     @property
     def title(self) -> str:
         """Name for people, with the call number of a shared module."""
-        return f"{self.match} (call {self.call})" if self.call else self.match
+        return f"{re.sub(r'#[0-9]+$', '', self.match)} (call {self.call})" if self.call else self.match
 
     @property
     def scale(self) -> float | None:
@@ -61,8 +61,10 @@ class OpRecord:
 
 
 def match_name(name: str, module: str) -> str:
-    """The name that means one op in params.yaml: its module, or of a step inside of the module's call the step."""
-    step = re.match(rf"{re.escape(module)}(#\d+)?\.", name)
+    """The name that means one op in params.yaml: its module, of a later call of it that call, of an inner step the
+    step.
+    """
+    step = re.match(rf"{re.escape(module)}(#\d+$|(#\d+)?\.)", name)
     return name if step or not module else module
 
 

@@ -24,12 +24,13 @@ from qatlib.graph.source import class_name, function_type
 class Found:
     """The QConfig of a call, None for float, and the module or call that it was given to; "" is the whole model.
 
-    ``hybrid``: float because ``hybrid_dict`` says so.
+    ``hybrid``: float because ``hybrid_dict`` says so. ``rule`` is the setting, in words.
     """
 
     qconfig: QConfig | None
     place: str = ""
     hybrid: bool = False
+    rule: str = "global"
 
     def surrounds(self, other: Found) -> bool:
         """Whether it was given to something that holds what the other was given to."""
@@ -58,16 +59,16 @@ class Rules:
             return found
         for place, kind in node.types():
             if kind in self.types:
-                found = Found(self.types[kind], place)
+                found = Found(self.types[kind], place, rule=f"module_type {kind}")
         for place in node.places():
             if place in self.names:
-                found = Found(self.names[place], place)
+                found = Found(self.names[place], place, rule=f"module_name {place}")
             is_module = place != node.name or place == node.module
             if place in self.attributes and is_module and node.op != INPUT:
-                found = Found(self.attributes[place], place)
+                found = Found(self.attributes[place], place, rule=f"{place}.qconfig")
         hybrid = [place for place, kind in node.types() if kind in self.float_types]
         hybrid += [place for place in node.places() if place in self.float_names]
-        return Found(None, hybrid[-1], hybrid=True) if hybrid else found
+        return Found(None, hybrid[-1], hybrid=True, rule="hybrid_dict") if hybrid else found
 
     def of(self, node: Node) -> Found:
         """Of a fused operator: weights as its first part, output as the last part that has a rule of its own."""

@@ -7,10 +7,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from qatlib.atomic import write_text
 from qatlib.fake.fake_quant import ConstantFakeQuantize
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.op import FakeOp
+from qatlib.fake.prepare import is_high_precision_candidate
+from qatlib.graph.calls import calls_of_shared
 from qatlib.graph.fuse import DENSE
 from qatlib.graph.ir import OPAQUE
 from qatlib.ops.base import BY_NAME
@@ -18,31 +22,42 @@ from qatlib.ops.base import BY_NAME
 if TYPE_CHECKING:
     import pandas as pd
 
+BITS = {"int8": 8, "int16": 16}
 ACCUMULATOR = "int32"
 """Output of a convolution or linear that is not rounded to an activation format."""
 
 
 @dataclass(frozen=True)
 class FormatRow:
-    """One op. ``inputs`` are dtypes in order; ``observer`` is what sets the output's scale: a calibration method,
-    ``fixed``, ``constant``, the name of the op whose format is kept, or nothing. ``scale`` is in real units per code,
-    None before calibration. ``weight_axis`` counts the axes of the user's weight.
+    """One op. ``kind`` is its operator, empty for an inner step of a composite. ``call`` is "2 of 3" for the second of
+    three calls of one module. ``inputs`` are dtypes in order; ``observer`` is what sets the output's scale: a
+    calibration method, ``fixed``, ``constant``, the name of the op whose format is kept, or nothing. ``scale`` is in
+    real units per code, None before calibration. ``output_rule`` and ``weight_rule`` are the settings that the formats
+    come from. ``weight_axis`` counts the axes of the user's weight; ``weight_bits`` are the bits that the weights of
+    the median channel use, fewer than those of the dtype where sums or biases need a larger scale, None before
+    calibration.
     """
 
     op: str
     type: str
+    kind: str
+    call: str
     inputs: str
     output: str
     observer: str
     scale: float | None
+    output_rule: str
     weight: str
     weight_axis: int | None
+    weight_bits: float | None
+    weight_rule: str
     message: str
 
 
 def format_rows(model: FakeQuantModel) -> list[FormatRow]:
     """A row per op, in forward order."""
-    return [_row(model, name, op) for name, op in model.ops()]
+    calls = calls_of_shared(model.graph.nodes)
+    return [_row(model, name, op, calls.get(name)) for name, op in model.ops()]
 
 
 def check_qconfig(model: FakeQuantModel, path: str | Path | None = None) -> pd.DataFrame:
@@ -57,7 +72,7 @@ def check_qconfig(model: FakeQuantModel, path: str | Path | None = None) -> pd.D
     return table
 
 
-def _row(model: FakeQuantModel, name: str, op: FakeOp) -> FormatRow:
+def _row(model: FakeQuantModel, name: str, op: FakeOp, call: tuple[int, int] | None) -> FormatRow:
     fake, weights = op.activation_post_process, op.weight_fake_quant
     output = ACCUMULATOR if _keeps_accumulator(op) else model.dtype(name)
     observer, scale = "", None
@@ -68,17 +83,32 @@ def _row(model: FakeQuantModel, name: str, op: FakeOp) -> FormatRow:
         observer = "constant" if isinstance(fake, ConstantFakeQuantize) else observer
     elif quantizer is not None:
         observer = f"as {op.node.inputs[0]}"
+    output_rule, weight_rule = model.origins.get(name, ("", ""))
     return FormatRow(
         op=name,
         type=op.node.module_type.rsplit(".", 1)[-1],
+        kind="" if op.node.composite else op.node.op,
+        call="" if call is None else f"{call[0]} of {call[1]}",
         inputs=", ".join(model.dtype(i) for i in op.node.inputs),
         output=output,
         observer=observer,
         scale=scale,
+        output_rule=output_rule if fake is not None or op.hybrid or output == ACCUMULATOR else "",
         weight=weights.spec.dtype if weights else "",
         weight_axis=None if weights is None else int(op.node.op == "conv_transpose"),
+        weight_bits=_weight_bits(model, op),
+        weight_rule=weight_rule if weights else "",
         message="; ".join(_messages(model, name, op)),
     )
+
+
+def _weight_bits(model: FakeQuantModel, op: FakeOp) -> float | None:
+    weights, source = op.weight_fake_quant, model.quantizer(op.node.inputs[0]) if op.node.inputs else None
+    if weights is None or source is None or not source.calibrated:
+        return None
+    own, used = weights.scales(op.float_params()["weight"]), op.weight_scales()
+    lost = torch.log2(used.detach() / own.detach()).median()
+    return BITS[weights.spec.dtype] - float(lost)
 
 
 def _keeps_accumulator(op: FakeOp) -> bool:
@@ -96,8 +126,9 @@ def _messages(model: FakeQuantModel, name: str, op: FakeOp) -> Iterator[str]:
         yield "fixed scale"
     if _keeps_accumulator(op):
         yield "high-precision output"
-    elif node.op in DENSE and not op.hybrid and _is_output(model, name):
-        yield f"output of the network in {model.dtype(name)}"
+    elif fake is not None and computes and _is_output(model, name):
+        off = is_high_precision_candidate(model.graph, node)
+        yield f"output of the network in {fake.spec.dtype}" + (", high precision is off" if off else "")
     if op.weight_fake_quant is not None and op.weight_fake_quant.spec.dtype == "int16":
         yield "int16 weights"
     quantized = {model.dtype(i) for i in node.inputs if model.dtype(i) in ("int8", "int16")}

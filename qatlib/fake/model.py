@@ -30,7 +30,8 @@ Instead = Callable[[Node, Tensor], Tensor]
 class FakeQuantModel(nn.Module):
     """Runs its graph like the float model, inputs and outputs nested as there.
 
-    Its state is in the checkpoint (buffer ``state_code``), as is whether it was trained (``trained_code``).
+    Its state is in the checkpoint (buffer ``state_code``), as is whether it was trained (``trained_code``). ``origins``
+    are the settings by which every op has the formats of its output and its weights, in words.
     """
 
     state_code: Tensor
@@ -39,6 +40,7 @@ class FakeQuantModel(nn.Module):
     def __init__(self, graph: Graph, plan: Mapping[str, QConfig | None], quantizes_output: Mapping[str, bool]) -> None:
         super().__init__()
         self.graph = graph
+        self.origins: Mapping[str, tuple[str, str]] = {}
         self._cell = StateCell()
         self._ops: dict[str, FakeOp] = {}
         self._contents = {node.name: node.content for node in graph.nodes}

@@ -24,12 +24,23 @@ Choose = Callable[[Node], QConfig]
 """The QConfig of a node; for ``quantize`` nodes (``<input>.quant``) that of a network input."""
 
 
-def prepare_graph(graph: Graph, choose: Choose, hybrid: Iterable[str] = ()) -> FakeQuantModel:
+Origin = Callable[[Node], tuple[str, str]]
+"""The settings that the output and the weights of a node go by, in words."""
+BY_OPERATOR = "operator"
+"""Origin of the format that an inner step of a composite takes by itself."""
+BY_STUB = "QuantStub"
+"""Origin of a scale that the model's QuantStub fixes."""
+
+
+def prepare_graph(
+    graph: Graph, choose: Choose, hybrid: Iterable[str] = (), origin: Origin = lambda _: ("", "")
+) -> FakeQuantModel:
     """FakeQuantModel of a fused graph, in CALIBRATION state.
 
     Args:
         choose: QConfig of every quantized node.
         hybrid: names of nodes that stay float.
+        origin: what ``choose`` and ``hybrid`` go by, kept for the qconfig table.
 
     Raises QConfigError: QAT145 if an int32 output is asked for where something but the network's output reads it.
     """
@@ -48,6 +59,7 @@ def prepare_graph(graph: Graph, choose: Choose, hybrid: Iterable[str] = ()) -> F
         plan[node.name] = qconfig
         quantizes[node.name] = node.content == "float" and not BY_NAME[node.op].keeps_scale
     model = FakeQuantModel(graph, plan, quantizes)
+    model.origins = {node.name: _origin(node, origin) for node in graph.nodes if node.op != INPUT}
     for node in graph.nodes:
         if plan[node.name] is not None:
             dtypes = [model.dtype(name) for name in node.inputs]
@@ -93,6 +105,12 @@ def _check_high_precision(graph: Graph, users: Mapping[str, list[Node]], node: N
 def _with_fixed_scale(node: Node, qconfig: QConfig) -> QConfig:
     scale = node.attrs.get("scale") if node.op == "quantize" else None
     return qconfig if scale is None else qconfig.with_activation(scale=scale)
+
+
+def _origin(node: Node, origin: Origin) -> tuple[str, str]:
+    output, weight = origin(node)
+    fixed = node.op == "quantize" and node.attrs.get("scale") is not None
+    return BY_STUB if fixed else output, weight if "weight" in node.params else ""
 
 
 def _float_nodes(graph: Graph, hybrid: set[str]) -> set[str]:
@@ -208,7 +226,8 @@ def prepare_by(rules: Rules, graph: Graph, hybrid: bool) -> FakeQuantModel:
     What quantizes the output of a float operator has the global QConfig, or the default one if that is None. Raises
     QConfigError (QAT146) for float operators without ``hybrid``.
     """
-    chosen = {node.name: rules.of(node).qconfig for node in graph.nodes}
+    found_by = {node.name: rules.of(node) for node in graph.nodes}
+    chosen = {name: found.qconfig for name, found in found_by.items()}
     floats = {node.name for node in graph.nodes if chosen[node.name] is None and node.op != INPUT}
     if floats and not hybrid:
         raise QConfigError(
@@ -228,4 +247,10 @@ def prepare_by(rules: Rules, graph: Graph, hybrid: bool) -> FakeQuantModel:
             return replace(found, activation=None)
         return found
 
-    return prepare_graph(graph, choose, floats)
+    def origin(node: Node) -> tuple[str, str]:
+        if node.format is not None and node.name not in rules.names:
+            return BY_OPERATOR, ""
+        name = node.inputs[0] if node.op == "quantize" and node.name not in found_by else node.name
+        return found_by[name].rule, rules.of_call(node).rule
+
+    return prepare_graph(graph, choose, floats, origin)

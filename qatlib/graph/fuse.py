@@ -1,18 +1,20 @@
 """Fusion by the pattern table {conv, linear} [+ batch norm] [+ add] [+ relu | relu6 | clamp].
 
 Each pass takes a graph and returns another. A convolution may stand on either side of the add. An intermediate that
-something else reads is never fused away, nor is a node that is to stay alone.
+something else reads is never fused away, nor is a node that is to stay alone. What a pass leaves alone it notes with
+the reason in :attr:`Graph.apart`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import nn
 
-from qatlib.graph.ir import INPUT, Graph, Node
+from qatlib.graph.ir import INPUT, OPAQUE, Apart, Graph, Node
 from qatlib.graph.masks import look_past_masks
 from qatlib.graph.verify import verify
 from qatlib.ops.base import BY_NAME
@@ -43,29 +45,119 @@ def drop_unread(graph: Graph) -> Graph:
     return replace(graph, nodes=tuple(n for n in graph.nodes if n.name in read or n.op == INPUT))
 
 
-def _only_reader(graph: Graph, users: dict[str, list[Node]], name: str) -> bool:
-    return len(users[name]) == 1 and name not in graph.outputs
+@dataclass(frozen=True)
+class _View:
+    """A graph on which a pass looks for the operator that a node can join, or for the reason why there is none."""
+
+    graph: Graph
+
+    @cached_property
+    def users(self) -> dict[str, list[Node]]:
+        return self.graph.users()
+
+    @cached_property
+    def nodes(self) -> dict[str, Node]:
+        return self.graph.by_name()
+
+    def needed(self, part: Node, host: Node) -> Apart | None:
+        """That something besides ``part`` needs the value of ``host`` as it is."""
+        if others := tuple(user.name for user in self.users[host.name] if user.name != part.name):
+            return Apart(part, "readers", host.name, others)
+        return Apart(part, "output", host.name) if host.name in self.graph.outputs else None
+
+    def unlike(self, part: Node, source: Node) -> Apart:
+        """That ``source``, which ``part`` reads, is nothing to join: a convolution or linear may lie before it."""
+        between = [source.name]
+        while source.op not in DENSE:
+            if source.op == OPAQUE:
+                return Apart(part, "kept whole", "", tuple(between))
+            if source.op not in BY_NAME or not BY_NAME[source.op].keeps_scale:
+                return Apart(part, "nothing", "", tuple(between[:1]))
+            source = self.nodes[source.inputs[0]]
+            between.append(source.name)
+        return Apart(part, "order", source.name, tuple(between[:-1]))
+
+    def norm_host(self, norm: Node) -> Node | Apart:
+        """The convolution or linear whose weights take the batch norm."""
+        dense = self.nodes[norm.inputs[0]]
+        if norm.alone:
+            return Apart(norm, "float", dense.name)
+        if dense.op not in DENSE:
+            return self.unlike(norm, dense)
+        if dense.op == "linear" and len(dense.shape) != 2:
+            return Apart(norm, "shape", dense.name)
+        return self.needed(norm, dense) or dense
+
+    def add_host(self, add: Node, gone: dict[str, str]) -> Node | Apart:
+        """The convolution or linear whose accumulator takes the add: of two, the later one.
+
+        ``gone`` maps what this pass has fused already to where it went.
+        """
+        sides = [self.nodes[name] for name in add.inputs]
+        if add.alone:
+            return Apart(add, "float", sides[0].name)
+        if sides[0].name == sides[1].name:
+            return Apart(add, "itself", sides[0].name)
+        found = [self._side(add, side, sides, gone) for side in sides]
+        order = list(self.nodes)
+        fit = [side for side in found if isinstance(side, Node)]
+        if fit:
+            return max(fit, key=lambda side: order.index(side.name))
+        apart = [side for side in found if isinstance(side, Apart)]
+        return min(apart, key=lambda side: (not side.host, side.reason == "order"))
+
+    def _side(self, add: Node, side: Node, sides: list[Node], gone: dict[str, str]) -> Node | Apart:
+        if side.name in gone:
+            return Apart(add, "taken", gone[side.name], (side.name,))
+        if side.op not in DENSE:
+            return self.unlike(add, side)
+        if side.shape != add.shape or sides[0].shape != sides[1].shape:
+            return Apart(add, "shape", side.name)
+        if len(side.inputs) > 1:
+            return Apart(add, "taken", side.name, side.absorbed[-1:])
+        if "clamp" in side.attrs:
+            return Apart(add, "clamped", side.name, side.absorbed[-1:])
+        return self.needed(add, side) or side
+
+    def clamp_host(self, clamp: Node, gone: dict[str, str]) -> Node | Apart:
+        """The operator whose output clamp it becomes."""
+        source = self.nodes[clamp.inputs[0]]
+        if clamp.alone:
+            return Apart(clamp, "float", source.name)
+        if source.content != "float":
+            return Apart(clamp, "integers", source.name)
+        if source.name in gone:
+            return Apart(clamp, "clamped", gone[source.name], (source.name,))
+        if not (source.op in BY_NAME and BY_NAME[source.op].takes_clamp):
+            return self.unlike(clamp, source)
+        if "clamp" in source.attrs:
+            return Apart(clamp, "clamped", source.name, source.absorbed[-1:])
+        return self.needed(clamp, source) or source
 
 
 def fold_batch_norm(graph: Graph) -> Graph:
     """Multiply batch norm into the weights before it. Calls that share their modules share the folded weights too."""
-    users, nodes, gone = graph.users(), graph.by_name(), {}
+    view, gone, apart = _View(graph), dict[str, str](), list[Apart]()
     folded: dict[str, Node] = {}
     shared: dict[tuple[int, ...], dict[str, nn.Parameter]] = {}
     for norm in graph.nodes:
-        if norm.op != "batch_norm" or norm.alone:
+        if norm.op != "batch_norm":
             continue
-        dense = nodes[norm.inputs[0]]
-        if dense.op not in DENSE or not _only_reader(graph, users, dense.name):
-            continue
-        if dense.op == "linear" and len(dense.shape) != 2:
+        dense = view.norm_host(norm)
+        if isinstance(dense, Apart):
+            apart.append(dense)
             continue
         key = (id(dense.params["weight"]), id(norm.params["mean"]))
         if key not in shared:
             shared[key] = _folded(dense, norm)
         folded[dense.name] = replace(dense, params=shared[key], fused=(*dense.fused, norm))
         gone[norm.name] = dense.name
-    return graph.renamed([folded.get(n.name, n) for n in graph.nodes if n.name not in gone], gone)
+    kept = [folded.get(n.name, n) for n in graph.nodes if n.name not in gone]
+    return _noted(graph.renamed(kept, gone), apart)
+
+
+def _noted(graph: Graph, apart: list[Apart]) -> Graph:
+    return replace(graph, apart=(*graph.apart, *apart))
 
 
 def _folded(dense: Node, norm: Node) -> dict[str, nn.Parameter]:
@@ -102,50 +194,39 @@ def _as_conv(norm: Node) -> list[Node]:
 
 def fuse_add(graph: Graph) -> Graph:
     """``conv(x) + y`` in one accumulator. Of two convolutions the later one takes the add."""
-    order = {node.name: i for i, node in enumerate(graph.nodes)}
-    users, nodes, gone = graph.users(), graph.by_name(), {}
+    view, gone, apart = _View(graph), dict[str, str](), list[Apart]()
     fused: dict[str, Node] = {}
     for add in graph.nodes:
-        if add.op != "add" or add.alone or add.inputs[0] == add.inputs[1]:
+        if add.op != "add":
             continue
-        sides = [nodes[name] for name in add.inputs]
-        fit = [
-            side
-            for side in sides
-            if side.op in DENSE
-            and side.shape == add.shape
-            and len(side.inputs) == 1
-            and "clamp" not in side.attrs
-            and side.name not in gone
-            and _only_reader(graph, users, side.name)
-        ]
-        if not fit or sides[0].shape != sides[1].shape:
+        dense = view.add_host(add, gone)
+        if isinstance(dense, Apart):
+            apart.append(dense)
             continue
-        dense = max(fit, key=lambda side: order[side.name])
         other = next(name for name in add.inputs if name != dense.name)
         fused[add.name] = replace(dense, inputs=(*dense.inputs, other), fused=(*dense.fused, add))
         gone[add.name] = dense.name
     moved = {node.name for node in fused.values()}
     kept = [fused.get(n.name, n) for n in graph.nodes if n.name not in moved]
-    return graph.renamed(kept, gone)
+    return _noted(graph.renamed(kept, gone), apart)
 
 
 def fuse_clamp(graph: Graph) -> Graph:
     """relu, relu6 or clamp becomes the output clamp of the operator before it."""
-    users, nodes, gone = graph.users(), graph.by_name(), {}
+    view, gone, apart = _View(graph), dict[str, str](), list[Apart]()
     fused: dict[str, Node] = {}
     for clamp in graph.nodes:
-        if clamp.op != "clamp" or clamp.alone:
+        if clamp.op != "clamp":
             continue
-        source = nodes[clamp.inputs[0]]
-        if not (source.op in BY_NAME and BY_NAME[source.op].takes_clamp) or "clamp" in source.attrs:
-            continue
-        if source.content != "float" or not _only_reader(graph, users, source.name):
+        source = view.clamp_host(clamp, gone)
+        if isinstance(source, Apart):
+            apart.append(source)
             continue
         attrs = {**source.attrs, "clamp": clamp.attrs["clamp"]}
         fused[source.name] = replace(source, attrs=attrs, fused=(*source.fused, clamp))
         gone[clamp.name] = source.name
-    return graph.renamed([fused.get(n.name, n) for n in graph.nodes if n.name not in gone], gone)
+    kept = [fused.get(n.name, n) for n in graph.nodes if n.name not in gone]
+    return _noted(graph.renamed(kept, gone), apart)
 
 
 PASSES: tuple[Callable[[Graph], Graph], ...] = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.utils._pytree import TreeSpec
@@ -80,13 +80,37 @@ class Node:
         return f"{self.name} ({self.where})" if self.where else self.name
 
 
+Reason = Literal[
+    "readers", "output", "order", "shape", "taken", "itself", "clamped", "integers", "float", "kept whole", "nothing"
+]
+"""Why a node was not fused; :mod:`qatlib.analysis.unfused` says each in words."""
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A batch norm, add or clamp that fusion left alone.
+
+    ``host`` is the nearest convolution or linear before it, which it could have joined, empty if there is none.
+    ``between`` are the nodes that are in the way: other readers, what lies between the two, or what took its place.
+    """
+
+    node: Node
+    reason: Reason
+    host: str = ""
+    between: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in execution order. ``outputs`` are the leaves of the model's result, whose nesting is ``structure``."""
+    """Nodes in execution order. ``outputs`` are the leaves of the model's result, whose nesting is ``structure``.
+
+    ``apart`` is what fusion left alone, in the order of its passes.
+    """
 
     nodes: tuple[Node, ...]
     outputs: tuple[str, ...]
     structure: TreeSpec
+    apart: tuple[Apart, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
         return self
@@ -115,4 +139,4 @@ class Graph:
             return name
 
         rewired = tuple(replace(n, inputs=tuple(final(i) for i in n.inputs)) for n in nodes)
-        return Graph(rewired, tuple(final(name) for name in self.outputs), self.structure)
+        return replace(self, nodes=rewired, outputs=tuple(final(name) for name in self.outputs))

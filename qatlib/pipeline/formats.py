@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from qatlib.errors import QConfigError
 from qatlib.fake.choose import Rules
-from qatlib.fake.prepare import is_high_precision_candidate
+from qatlib.fake.prepare import BY_OPERATOR, is_high_precision_candidate
 from qatlib.fake.qconfig import FakeQuantSpec, Kind, QConfig, method_for
 from qatlib.graph.ir import INPUT, Graph, Node
 from qatlib.ops.base import BY_NAME, Format
@@ -47,7 +47,7 @@ class Formats:
 
     def __init__(self, config: Config, graph: Graph, attributes: Mapping[str, QConfig | None]) -> None:
         section, calibrate = config.qconfig, config.calibrate
-        self._graph, self._outputs = graph, section.outputs
+        self._graph, self._section, self._outputs = graph, section, section.outputs
         default = FakeQuantSpec(
             dtype=section.default.activation,
             method=method_for(section.default.activation, calibrate.method),
@@ -60,12 +60,13 @@ class Formats:
         dtype, method = section.default.weight, calibrate.weight_method
         weight = replace(QConfig().weight, dtype=dtype, method=method, kind=kind)
         whole = attributes.get("", QConfig(default, weight))
+        self._whole = "model.qconfig" if "" in attributes else "qconfig.default"
         self._default = (whole and whole.activation) or default
         self._method = calibrate.method if self._default is default else self._default.method
         self._weight = whole.weight if whole else weight
         rules = Rules(whole, attributes=attributes)
         found = {node.name: rules.of(node) for node in graph.nodes if node.op != INPUT}
-        self._given = {name: one.qconfig for name, one in found.items() if one.place}
+        self._given = {name: one for name, one in found.items() if one.place}
         self.floats = tuple(name for name, one in found.items() if one.qconfig is None)
         owners = owners_of(graph)
         matched = first_match(section.overrides, owners, "qconfig.overrides")
@@ -101,22 +102,46 @@ class Formats:
                 )
 
     def __call__(self, node: Node) -> QConfig:
-        if (given := self._given.get(node.name)) is not None:
-            return given.with_format(node.format)
+        return self._chosen(node)[0]
+
+    def origin(self, node: Node) -> tuple[str, str]:
+        """What the output and the weights of a node go by: a key of ``params.yaml``, or an attribute of a module."""
+        if node.name in self.floats:
+            return self._given[node.name].rule if node.name in self._given else self._whole, ""
+        return self._chosen(node)[1]
+
+    def _chosen(self, node: Node) -> tuple[QConfig, tuple[str, str]]:
+        given = self._given.get(node.name)
+        if given is not None and given.qconfig is not None:
+            return given.qconfig.with_format(node.format), (given.rule, given.rule)
         record: Override | InputFormat | None = self._overrides.get(node.name)
         if record is None and node.op == "quantize":
             record = self._inputs.get(node.inputs[0])
-        override = record if isinstance(record, Override) else None
-        weight = replace(self._weight, dtype=override.weight) if override and override.weight else self._weight
+        override, place = record if isinstance(record, Override) else None, self._place(record)
+        weight, weight_rule = self._weight, self._whole
+        if override is not None and override.weight is not None:
+            weight, weight_rule = replace(weight, dtype=override.weight), place
         if self._high_precision(node, override):
-            return QConfig(None, weight)
+            rule = place if override is not None and override.high_precision else "qconfig.outputs"
+            return QConfig(None, weight), (rule, weight_rule)
+        standard = self._whole if node.format is None else BY_OPERATOR
         if record is None:
-            return QConfig(self._default, weight).with_format(node.format)
+            return QConfig(self._default, weight).with_format(node.format), (standard, weight_rule)
         asked = node.format or Format()
         dtype = record.activation or asked.dtype or self._default.dtype
         scale = record.scale if record.scale or record.activation else asked.scale
         method = method_for(dtype, self._method)
-        return QConfig(replace(self._default, dtype=dtype, scale=scale, method=method), weight)
+        only_weight = (
+            override is not None and not (override.activation or override.scale) and override.high_precision is None
+        )
+        rules = standard if only_weight else place, weight_rule
+        return QConfig(replace(self._default, dtype=dtype, scale=scale, method=method), weight), rules
+
+    def _place(self, record: Override | InputFormat | None) -> str:
+        """Where a record stands in ``params.yaml``."""
+        if isinstance(record, Override):
+            return f"qconfig.overrides[{self._section.overrides.index(record)}]"
+        return "" if record is None else f"qconfig.inputs[{self._section.inputs.index(record)}]"
 
     def _high_precision(self, node: Node, record: Override | None) -> bool:
         if record is not None and record.high_precision is not None:

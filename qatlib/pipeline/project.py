@@ -20,7 +20,7 @@ from qatlib.fake.learned import LearnedScale, is_optional
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.prepare import fuse_fx, prepare_graph
 from qatlib.fake.ptq.equalize import Pair, equalize
-from qatlib.graph.ir import INPUT, Graph
+from qatlib.graph.ir import INPUT, Graph, Node
 from qatlib.graph.relu6 import BOUND, bounded_by, relus
 from qatlib.pipeline.checkpoint import load_into, load_weights, read_metadata, save_tensors
 from qatlib.pipeline.config import Config
@@ -131,7 +131,11 @@ class Project:
         hybrid = self.resolve_ops(self.config.qat.hybrid, "qat.hybrid")
         formats = Formats(self.config, graph, attributes_of(self.float_model))
         floats = {*hybrid, *formats.floats}
-        model = prepare_graph(graph, formats, floats).to(self.device)
+
+        def origin(node: Node) -> tuple[str, str]:
+            return ("qat.hybrid", "") if node.name in hybrid else formats.origin(node)
+
+        model = prepare_graph(graph, formats, floats, origin).to(self.device)
         if floats and all(op.hybrid or op.node.op in ("quantize", "dequantize") for _, op in model.ops()):
             by = f"{list(self.config.qat.hybrid)}" if hybrid else "qconfig = None in the model"
             raise QConfigError(

@@ -15,7 +15,9 @@ from qatlib.analysis.findings import Finding, severity_counts
 from qatlib.analysis.op_facts import TableFact, WeightFact
 from qatlib.analysis.records import Capture, Saturation
 from qatlib.analysis.rules import all_rules, rule, run_rules
+from qatlib.analysis.unfused import Unfused
 from qatlib.fake.coverage import Coverage
+from qatlib.fake.formats import FormatRow
 from qatlib.pipeline.config import Config, Goal
 from qatlib.qtype import BOOL, QType
 from tests.analysis.planted import CLEAN, comparison, op, record, records, scored, span
@@ -50,6 +52,19 @@ OUTLIER = WeightFact(8, (), (0.01,) * 6 + (1.0, 0.01))
 OVER = 2**31
 CUT = Saturation("conv2", OVER, OVER + 5, 7, 1000)
 STEEP = TableFact("exp", "int16", "uniform", 1, 513, 9.5, 0.3)
+
+BN = Unfused("bn", "BatchNorm2d", "batch norm", "conv1", "Conv2d + BatchNorm2d", "readers", "seen", "Do this", "m.py:3")
+
+
+def fmt(op: str, **changes: Any) -> FormatRow:
+    """A row of the qconfig table: an int8 convolution."""
+    row = FormatRow(op, "Conv2d", "conv", "", "int8", "int8", "percentile", 1 / 64, "qconfig.default", "int8", 0, 8.0,
+                    "qconfig.default", "")  # fmt: skip
+    return replace(row, **changes)
+
+
+FIXED = fmt("conv1", observer="fixed", scale=1 / 512, output_rule="qconfig.overrides[0]")
+MEETS = fmt("join", kind="cat", inputs="int16, int8", weight="", weight_axis=None, weight_bits=None, weight_rule="")
 
 PLANTED: list[tuple[str, str, str, dict[str, Any]]] = [
     ("QAT001", "error", "", scored(calib=0.70, qat=0.93)),
@@ -96,6 +111,10 @@ PLANTED: list[tuple[str, str, str, dict[str, Any]]] = [
         {"ops": (op("conv2", acc_bound=OVER),), "qvsq": replace(records("QvsQ"), saturations=(CUT,))},
     ),
     ("QAT023", "warning", "act.exp", {"ops": (op("act.exp", "table", module="act", weight=None, table=STEEP),)}),
+    ("QAT026", "warning", "bn", {"unfused": (BN,)}),
+    ("QAT027", "warning", "conv1", {"formats": (FIXED,)}),
+    ("QAT034", "warning", "join", {"formats": (fmt("conv1"), MEETS)}),
+    ("QAT035", "warning", "conv2", {"formats": (fmt("conv2", weight="int16", weight_bits=6.0),)}),
     ("QAT028", "warning", "", extra(qat__nan_rewinds=2)),
     ("QAT029", "warning", "", extra(qat__first_loss=2.0, qat__first_loss_calibrated=1.9)),
     ("QAT029", "warning", "", extra(qat__first_loss=2.0)),

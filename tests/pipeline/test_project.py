@@ -199,6 +199,30 @@ def test_inputs_also_where_the_model_has_a_stub(folder: Path) -> None:
     assert fake.spec.scale == 0.25
 
 
+def test_every_format_names_the_setting_that_it_comes_from(folder: Path) -> None:
+    records = (
+        {"match": "block.*", "weight": "int16"},
+        {"match": "cat", "activation": "int16"},
+        {"match": "pool", "scale": 0.5},
+    )
+    section = overrides(*records) | {"inputs": [{"match": "x", "scale": 0.0078125}]}
+    kwargs = {"kwargs": {"qconfigs": {"smooth": "int16"}}}
+    origins = prepared(qconfig=section, model=kwargs, qat={"hybrid": ["hidden"]}).origins
+    assert {name: origins[name] for name in ("x.quant", "hidden", "block.conv", "cat", "pool", "smooth", "head")} == {
+        "x.quant": ("qconfig.inputs[0]", ""),
+        "hidden": ("qat.hybrid", ""),
+        "block.conv": ("qconfig.default", "qconfig.overrides[0]"),
+        "cat": ("qconfig.overrides[1]", ""),
+        "pool": ("qconfig.overrides[2]", ""),
+        "smooth": ("smooth.qconfig", ""),
+        "head": ("qconfig.outputs", "qconfig.default"),
+    }
+    refused = prepared(qconfig=overrides({"match": "head", "high_precision": False})).origins
+    assert refused["head"] == ("qconfig.overrides[0]", "qconfig.default")
+    whole = prepared(model={"kwargs": {"qconfigs": {"": "int16"}}}).origins
+    assert whole["stem"] == ("model.qconfig", "model.qconfig")
+
+
 def _named(net: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
     return {prefix + name: tensor for name, tensor in net.state_dict().items()}
 

@@ -16,6 +16,7 @@ from qatlib.analysis.records import STAGES_OF, Capture
 from qatlib.analysis.report.plots import depth_plot
 from qatlib.analysis.report.tables import (
     Cell,
+    fuse_columns,
     op_cells,
     op_columns,
     perf_cells,
@@ -26,6 +27,7 @@ from qatlib.analysis.report.tables import (
     tables_of,
 )
 from qatlib.analysis.report.waterfall import Waterfall, waterfall
+from qatlib.analysis.unfused import Unfused
 from qatlib.atomic import write_text
 
 OPEN = 3
@@ -37,7 +39,7 @@ class ReportData:
     """What the page shows; a part that is empty or None is left out.
 
     ``summary`` is the content of summary.json, ``performance`` that of a compile estimate (``Performance.to_dict()``),
-    ``ops`` the facts of the Program, whose tables are listed.
+    ``ops`` the facts of the Program, whose tables are listed, ``unfused`` what fusion left alone.
     """
 
     findings: Sequence[Finding] = ()
@@ -46,6 +48,7 @@ class ReportData:
     goals: Sequence[GoalResult] = ()
     performance: Mapping[str, Any] | None = None
     ops: Sequence[OpFact] = ()
+    unfused: Sequence[Unfused] = ()
     title: str = "Quantization report"
 
 
@@ -77,6 +80,8 @@ def render(data: ReportData) -> str:
     tables = [_capture_table(capture) for capture in data.captures]
     if tables_of(data.ops):
         tables.append(_table_table(data.ops))
+    if data.unfused:
+        tables.append(_fuse_table(data.unfused))
     if data.performance is not None:
         tables.append(_perf_table(data.performance))
     loss: Waterfall | None = waterfall(data.summary) if data.summary is not None else None
@@ -127,6 +132,18 @@ def _table_table(ops: Sequence[OpFact]) -> _OpTable:
         " not. 1 LSB is one step of the output scale; an exact table shows at most 0.5, its rounding.",
         columns=table_columns(),
         rows=[table_cells(op) for op in tables_of(ops)],
+    )
+
+
+def _fuse_table(rows: Sequence[Unfused]) -> _OpTable:
+    shown = [(row.op, row.type, row.pattern, row.seen, row.fix, row.where) for row in rows]
+    return _OpTable(
+        anchor="fuse",
+        link="Fusion",
+        title="What stayed unfused",
+        note="Batch norms, adds and activations that are ops of their own, each with a rounding, and why.",
+        columns=fuse_columns(),
+        rows=[[Cell(text, text.lower()) for text in row] for row in shown],
     )
 
 

@@ -137,6 +137,17 @@ def tables_of(ops: Sequence[OpFact]) -> list[OpFact]:
     return sorted((op for op in ops if op.table), key=lambda op: -op.table.worst_lsb if op.table else 0.0)
 
 
+def fuse_columns() -> tuple[tuple[str, str], ...]:
+    return (
+        ("Op", "What stayed an op of its own"),
+        ("Type", "Module or function"),
+        ("Pattern", "What it could have been part of; empty if there is no convolution or linear before it"),
+        ("Why not", "What is in the way"),
+        ("Change", "Edit of the model; empty where nothing is to be gained"),
+        ("Line", "Line of the model's source"),
+    )
+
+
 def perf_columns() -> tuple[tuple[str, str], ...]:
     return (
         ("Op", "Value that the op writes"),
