@@ -68,10 +68,12 @@ def read_rows(path: Path) -> list[Row]:
     if not path.exists():
         return []
     try:
-        lines = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), strict=True))
-        return [Row(**{name: _value(name, line[column]) for name, column in _COLUMNS.items()}) for line in lines]  # type: ignore[arg-type]
-    except (csv.Error, KeyError, TypeError, ValueError) as error:
-        seen = f"is not a table of reference models ({error!r})"
+        head, *lines = csv.reader(io.StringIO(path.read_text(encoding="utf-8")), strict=True)
+        if head != list(_COLUMNS.values()):
+            raise ValueError(f"its columns are {', '.join(head)}")
+        return [Row(**{name: _value(name, cell) for name, cell in zip(_COLUMNS, line, strict=True)}) for line in lines]  # type: ignore[arg-type]
+    except (csv.Error, ValueError) as error:
+        seen = f"is not a table of reference models ({error})"
         raise StageError("QAT195", str(path), seen, "Restore the file, or remove it and measure again") from None
 
 
