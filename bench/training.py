@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.emulator import interleaved, table
+from qatlib.fake.batch_norm import keep_batch_norms
 from qatlib.fake.calibrate import calibrate
+from qatlib.fake.exact import ExactForward
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
 from qatlib.fake.prepare import prepare_qat_fx
-from qatlib.fake.qconfig import FakeQuantSpec, QConfig
+from qatlib.fake.qconfig import FakeQuantSpec, QConfig, get_default_qconfig
 from qatlib.fake.state import FakeQuantState
 from qatlib.pipeline.entry import load_entry
 
@@ -45,13 +47,15 @@ CASES = {
 }
 
 
-def stepping(model: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], object]:
-    """One training step of a model, which stays in the mode it is in."""
+def stepping(
+    model: nn.Module, x: Tensor, labels: Tensor, forward: Callable[[Tensor], Tensor] | None = None
+) -> Callable[[], object]:
+    """One training step of a model, which stays in the mode it is in; ``forward`` takes the place of its own."""
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-5, momentum=0.9)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(model(x), labels).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy((forward or model)(x), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return step
@@ -91,11 +95,17 @@ def training_sides(case: Case) -> tuple[Sides, Sides]:
     lsq = prepare_qat_fx(net, learned, example_inputs=[x[:2]])
     calibrate(lsq, [x])
     steps["QAT step, LSQ"] = stepping(qat_model(lsq), x, labels)
+    kept = copy.deepcopy(calibrated)
+    keep_batch_norms(kept)
+    steps["QAT step, batch norms kept"] = stepping(qat_model(kept), x, labels)
+    exact = qat_model(calibrated)
+    steps["QAT step, exact forward"] = stepping(exact, x, labels, ExactForward(exact))
     steps["torch.ao FX QAT step"] = stepping(torch_qat(net, x), x, labels)
     forwards: Sides = {"float forward": forward(net, x), "fake-quant forward": forward(calibrated, x)}
-    observing = copy.deepcopy(calibrated)
-    set_fake_quantize(observing, FakeQuantState.CALIBRATION)
-    forwards["calibration"] = forward(observing, x)
+    extremes = prepare_qat_fx(net, get_default_qconfig(method="min_max"), example_inputs=[x[:2]])
+    for name, observing in {"calibration, min_max": extremes, "calibration": copy.deepcopy(calibrated)}.items():
+        set_fake_quantize(observing, FakeQuantState.CALIBRATION)
+        forwards[name] = forward(observing, x)
     return steps, forwards
 
 

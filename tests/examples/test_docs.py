@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from itertools import takewhile
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_the_ops_on_which_more_than_a_thousandth_differs() -> None:
                 groups.setdefault(f"{row['dtype']} `{row['kind']}`", []).append(float(row["share"]))
         expected += [f"| {name} | {ops} | {len(x)} | {100 * max(x):.2g} % |" for ops, x in groups.items()]
     start = LINES.index("| example | ops | number | largest share | why |") + 2
-    shown = [line for line in LINES[start:] if line.startswith("| ")]
+    shown = takewhile(lambda line: line.startswith("| "), LINES[start:])
     assert [f"{line.rsplit(' | ', 1)[0]} |" for line in shown] == expected
 
 
