@@ -65,7 +65,11 @@ def test_read_refuses_other_content(tmp_path: Path, case: str, packed: bool) -> 
         FILE.read(path)
 
 
-@pytest.mark.parametrize("packed", [gzip.compress(CONTENT)[:-9], gzip.compress(CONTENT)[:20], b"<html>", CONTENT])
+@pytest.mark.parametrize(
+    "packed",
+    [gzip.compress(CONTENT)[:-9], gzip.compress(CONTENT)[:20], b"<html>", CONTENT],
+    ids=["without its end", "begun", "a page", "not packed"],
+)
 def test_read_refuses_a_damaged_gzip_file(tmp_path: Path, packed: bytes) -> None:
     path = tmp_path / "file.gz"
     path.write_bytes(packed)

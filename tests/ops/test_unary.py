@@ -203,7 +203,11 @@ def test_modules(kind: type[nn.Module]) -> None:
         assert node.attrs["function"] == NAMES[kind]
 
 
-@pytest.mark.parametrize("spelling", [k for k in NAMES if not isinstance(k, type)], ids=str)
+def _named(spelling: Any) -> str:
+    return spelling if isinstance(spelling, str) else f"function {spelling.__name__}"
+
+
+@pytest.mark.parametrize("spelling", [k for k in NAMES if not isinstance(k, type)], ids=_named)
 def test_every_spelling_that_torch_has(spelling: Any) -> None:
     name = NAMES[spelling]
     more = {"threshold": (0.3, 0.1), "pow": (3,)}.get(name, ())
