@@ -9,19 +9,14 @@ from qatlib.pipeline.stage import stage
 @stage("convert")
 def main(config: Config) -> None:
     """Convert, and score the Program on the whole test split."""
-    from qatlib.compiler.target import load_target
-    from qatlib.conversion import IntegerModel, table_ops, to_program
+    from qatlib.conversion import IntegerModel
     from qatlib.golden.vectors import write_golden
-    from qatlib.pipeline.match import first_match
+    from qatlib.pipeline.conversion import program_of
     from qatlib.pipeline.metrics import write_metrics
     from qatlib.pipeline.project import Project
 
     project = Project(config)
-    model = project.load_fake_quant("artifacts/qat.safetensors")
-    preserve = project.resolve_ops(config.convert.preserve, "convert.preserve")
-    records = first_match(config.convert.tables, table_ops(model, preserve), "convert.tables")
-    tables = {name: record.spec for name, record in records.items()}
-    program = to_program(model, preserve, load_target(config.compile.target).multiplier_bits, tables)
+    program = program_of(project, project.load_fake_quant("artifacts/qat.safetensors"))
     scored = project.evaluate(IntegerModel(program, project.device), "test")
     program.save("artifacts/program")
     if items := config.convert.golden.items:
