@@ -8,8 +8,9 @@ from __future__ import annotations
 import datetime
 import difflib
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -311,9 +312,17 @@ class Config(_Params):
     runtime: RuntimeParams = RuntimeParams()
 
 
-def load_config(path: str | Path = "params.yaml") -> Config:
-    """Read and check ``path``; raise ConfigError QAT100 if it is not YAML, QAT101 with all wrong values together."""
+def load_config(
+    path: str | Path = "params.yaml", over: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+) -> Config:
+    """Read and check ``path``; raise ConfigError QAT100 if it is not YAML, QAT101 with all wrong values together.
+
+    ``over`` are values by section and key that take the place of those in the file, as ``dvc exp run -S`` does.
+    """
     document = _read(Path(path))
+    for section, values in over.items():
+        if isinstance(found := document.get(section, {}), dict):
+            document[section] = {**found, **values}
     problems = list(_dates(document, ""))
     dated = {key for key, _ in problems}
     try:

@@ -230,3 +230,15 @@ def _message_for(tmp_path: Path, key: str, value: str) -> str:
     folder = tmp_path / key
     folder.mkdir()
     return failure(folder, MINIMAL + (f"{section}: {{{name}: {value}}}\n" if name else f"{section}: {value}\n"))
+
+
+def test_values_over_those_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(MINIMAL + "qat: {epochs: 3, lr: 0.1}\n")
+    config = load_config(path, {"qat": {"lr": 0.5}, "runtime": {"seed": 7}})
+    assert (config.qat.epochs, config.qat.lr, config.runtime.seed) == (3, 0.5, 7)
+    with pytest.raises(ConfigError, match=r"qat\.lr: -1"):
+        load_config(path, {"qat": {"lr": -1.0}})
+    path.write_text(MINIMAL + "qat: 5\n")
+    with pytest.raises(ConfigError, match=r"qat: 5 must be a mapping"):
+        load_config(path, {"qat": {"lr": 0.5}})
