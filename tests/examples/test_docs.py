@@ -6,6 +6,8 @@ import csv
 
 import pytest
 
+from bench.reference import MODELS, ROWS, read_models
+from bench.rows import METHODS, markdown, read_rows
 from tests.examples import committed
 
 EXAMPLES = ("efficientnet_lite0", "sentence_encoder", "warp", "detector", "recurrent", "hard_case")
@@ -58,3 +60,20 @@ def test_the_hard_case_before_any_cure() -> None:
     scores = committed.scores("hard_case")
     for title, form in (("float", "float"), ("int8, calibrated", "integer")):
         assert f"| {title} | {scores[form]['accuracy']:.4f} |" in LINES
+
+
+def test_every_method_and_qat() -> None:
+    tables = markdown(read_rows(ROWS), read_models(MODELS))
+    assert tables in "\n".join(LINES), "python -m bench.reference --table prints what belongs there"
+
+
+def test_the_bundled_example_keeps_its_accuracy() -> None:
+    rows = [row for row in read_rows(ROWS) if row.example == "fashion_mnist"]
+    (in_float,) = [row.in_float for row in rows if row.in_float is not None]
+    calibrated = {row.method: row.integer or 0 for row in rows if row.form == "ptq"}
+    trained = {row.seed: row.integer or 0 for row in rows if row.form == "qat"}
+    assert {row.items for row in rows} == {10_000}
+    assert set(calibrated) == set(METHODS)
+    assert set(trained) == {0, 1, 2}
+    assert max(calibrated.values()) >= in_float - 0.01
+    assert sum(trained.values()) / len(trained) >= in_float - 0.002
