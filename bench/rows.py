@@ -109,10 +109,13 @@ def _methods(chosen: dict[str, list[Row]]) -> str:
 def _seeds(chosen: dict[str, list[Row]]) -> str:
     trained = {name: [row for row in rows if row.form == "qat"] for name, rows in chosen.items()}
     seeds = sorted({row.seed for rows in trained.values() for row in rows if row.seed is not None})
-    lines = [["example", "metric", "from", "epochs", "lr", "train items", *(f"seed {seed}" for seed in seeds)]]
+    lines = [
+        ["example", "metric", "from", "epochs", "lr", "train items", "best epochs", *(f"seed {seed}" for seed in seeds)]
+    ]
     for name, metric, rows in _by_metric(trained):
         first = rows[0] if rows else None
-        settings = [first.method, first.epochs, first.lr, f"{first.train_items:,}"] if first else [NOT_RUN] * 4
+        best = ", ".join(_cell(row.best_epoch) for row in rows)
+        settings = [first.method, first.epochs, first.lr, f"{first.train_items:,}", best] if first else [NOT_RUN] * 5
         scores = [[(r.fake_quant, r.integer) for r in rows if r.seed == seed] for seed in seeds]
         cells = [" / ".join(_shown(metric, [v]) for v in x[0]) if x else NOT_RUN for x in scores]
         lines.append([name, metric, *(_cell(value) for value in settings), *cells])

@@ -171,7 +171,7 @@ def test_the_table_has_means_and_says_what_was_not_run() -> None:
     assert f"|  |  | integer |  | {blank} | 0.8100 | not run | not run | 0.8550 |" in lines
     assert f"| a | noise_db, 1,000 | fake-quant | 90.0 dB | {' | '.join(['not run'] * 7)} |" in lines
     assert f"| b | not run | fake-quant | {' | '.join(['not run'] * 8)} |" in lines
-    assert "| a | accuracy | kl | 2 | 0.001 | 5,000 | 0.8000 / 0.8500 | 0.9000 / 0.8600 |" in lines
+    assert "| a | accuracy | kl | 2 | 0.001 | 5,000 | 1, 2 | 0.8000 / 0.8500 | 0.9000 / 0.8600 |" in lines
 
 
 # -- the command -----------------------------------------------------------------------------------------------
