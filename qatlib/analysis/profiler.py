@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from qatlib.analysis.batches import peek
 from qatlib.analysis.capture import Inputs, capture
 from qatlib.analysis.facts import Facts, input_facts
 from qatlib.analysis.findings import Finding
@@ -19,14 +19,11 @@ from qatlib.analysis.report import ReportData, write_report
 from qatlib.analysis.rules import run_rules
 from qatlib.analysis.sides import FakeSide, IntegerSide
 from qatlib.analysis.similarity import SimilarityTable, check_measure, similarity_table, write_similarity
-from qatlib.analysis.states import float_view, require_quantized, require_untrained
+from qatlib.analysis.states import emulator_of, float_view, require_quantized, require_untrained
 from qatlib.analysis.stats import Measure
 from qatlib.analysis.unfused import unfused_operations
-from qatlib.emulator import Emulator
-from qatlib.errors import ConfigError, DataError, StateError
-from qatlib.fake.calibrate import inputs_of
+from qatlib.errors import ConfigError
 from qatlib.fake.formats import format_rows
-from qatlib.program import Program
 
 
 def capture_pair(
@@ -42,47 +39,20 @@ def capture_pair(
     if mode == "FvsQ":
         quantized = require_quantized(model2, "model2")
         require_untrained(quantized, "model2")
-        batches, first = _peek(inputs, quantized.graph.inputs)
-        view = float_view(model1, quantized, first)
-        return capture(FakeSide(view), FakeSide(quantized), quantized.graph.nodes, batches, mode, measure)
+        batches, first = peek(inputs, quantized.graph.inputs)
+        view = float_view(model1, quantized, first.inputs)
+        given = (batch.inputs for batch in batches)
+        return capture(FakeSide(view), FakeSide(quantized), quantized.graph.nodes, given, mode, measure)
     if mode == "QvsQ":
         fake = require_quantized(model1, "model1")
-        other = IntegerSide(_emulator(model2))
-        batches, _ = _peek(inputs, fake.graph.inputs)
-        seen = capture(FakeSide(fake), other, fake.graph.nodes, batches, mode, measure)
+        other = IntegerSide(emulator_of(model2))
+        batches, _ = peek(inputs, fake.graph.inputs)
+        given = (batch.inputs for batch in batches)
+        seen = capture(FakeSide(fake), other, fake.graph.nodes, given, mode, measure)
         return replace(seen, saturations=other.saturations())
     raise ConfigError(
         "QAT108", "mode", f"{mode!r} is unknown", "Use FvsQ (float, calibrated) or QvsQ (fake-quant, integer)"
     )
-
-
-def _peek(
-    inputs: Inputs | Iterable[Any], names: Sequence[str]
-) -> tuple[Iterator[tuple[Tensor, ...]], tuple[Tensor, ...]]:
-    """All batches as tuples of tensors, and the first. A tensor, a dict, or a tuple of tensors is one batch."""
-    one_batch = isinstance(inputs, Tensor | Mapping) or (
-        isinstance(inputs, tuple) and all(isinstance(x, Tensor) for x in inputs)
-    )
-    source: Iterable[Any] = [inputs] if one_batch else inputs
-    batches = (inputs_of(batch, names) for batch in source)
-    first = next(batches, None)
-    if first is None:
-        raise DataError("QAT118", "analysis data", "holds no batch", "Give at least one batch of real input")
-    return chain([first], batches), first
-
-
-def _emulator(model: Any) -> Emulator:
-    if isinstance(model, Emulator):
-        return model
-    program = model if isinstance(model, Program) else getattr(model, "program", None)
-    if not isinstance(program, Program):
-        raise StateError(
-            "QAT155",
-            "model2",
-            f"is a {type(model).__name__}, expected an integer model",
-            "Pass what convert_fx returned",
-        )
-    return Emulator(program)
 
 
 def featuremap_similarity(
@@ -119,7 +89,7 @@ def model_profiler(
         unfused, formats = unfused_operations(model2.graph), tuple(format_rows(model2))
         facts = Facts(state="VALIDATION", inputs=input_facts(seen), fvsq=seen, unfused=unfused, formats=formats)
     else:
-        facts = Facts(state="VALIDATION", qvsq=seen, ops=program_facts(_emulator(model2).program))
+        facts = Facts(state="VALIDATION", qvsq=seen, ops=program_facts(emulator_of(model2).program))
     findings = run_rules(facts)
     write_similarity(seen, Path(out_dir))
     write_report(

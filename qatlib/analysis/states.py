@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from qatlib.emulator import Emulator
 from qatlib.errors import StateError
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
 from qatlib.fake.state import FakeQuantState
+from qatlib.program import Program
 
 _VALIDATION = "Call model.eval(), then set_fake_quantize(model, FakeQuantState.VALIDATION)"
 TOLERANCE = 1e-3
@@ -44,6 +46,24 @@ def require_untrained(model: FakeQuantModel, where: str) -> None:
             "was trained (QAT), so its weights are no longer those of the float model and every op differs by training",
             "Compare float with the calibrated model, and the QAT model with its integer form (mode QvsQ)",
         )
+
+
+def emulator_of(model: Any, device: torch.device | None = None) -> Emulator:
+    """The Emulator of a Program, of what convert_fx returned, or given, on ``device`` (default: its own, or the CPU).
+
+    Raises StateError (QAT155) for anything else.
+    """
+    if isinstance(model, Emulator) and device in (None, model.device):
+        return model
+    program = model if isinstance(model, Program) else getattr(model, "program", None)
+    if not isinstance(program, Program):
+        raise StateError(
+            "QAT155",
+            "model2",
+            f"is a {type(model).__name__}, expected an integer model",
+            "Pass what convert_fx returned",
+        )
+    return Emulator(program, device or "cpu")
 
 
 def float_view(model: nn.Module, quantized: FakeQuantModel, inputs: tuple[Tensor, ...]) -> FakeQuantModel:
