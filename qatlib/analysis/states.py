@@ -89,12 +89,13 @@ def float_view(model: nn.Module, quantized: FakeQuantModel, inputs: tuple[Tensor
 
 
 def _require_same_outputs(model: nn.Module, view: FakeQuantModel, inputs: tuple[Tensor, ...]) -> None:
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():
             first, second = tree_leaves(model.eval()(*inputs)), tree_leaves(view(*inputs))
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
     if [a.shape for a in first] != [b.shape for b in second]:
         raise StateError(
             "QAT158",

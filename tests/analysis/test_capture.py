@@ -220,6 +220,7 @@ def test_a_float_model_with_another_output_is_refused(trio: Trio) -> None:
 
     with pytest.raises(StateError, match="QAT158 model1: returns 2 tensors and model2 1"):
         capture_pair(Doubled(), trio.fake, trio.batches[0], "FvsQ")
+    assert not trio.float_model.training, "each module is left in its own mode"
 
 
 def test_wrong_kinds_are_refused(trio: Trio) -> None:
