@@ -143,11 +143,8 @@ def test_rows_and_batches_are_dealt_out() -> None:
     assert rows(start_batch=1, stride=2) == whole[1::2]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rest", [2, 3])
-def test_learned_scales_are_the_same_within_float_rounding(finished: Repository, tmp_path: Path, rest: int) -> None:
-    """The last batch leaves one process one row of three: both have to try whether that is enough."""
-    settings: dict[str, Any] = {"fake_quant": "lsq", "batch_size": 512 - rest, "epochs": 1, "scale_lr_factor": 0.1}
+def assert_alike(finished: Repository, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Two processes train to the weights of one, within float rounding."""
     alone = finished.copy(tmp_path / "alone")
     alone.set(qat=settings)
     pair = two(finished, tmp_path / "pair", qat=settings)
@@ -156,20 +153,21 @@ def test_learned_scales_are_the_same_within_float_rounding(finished: Repository,
     one, other = weights(alone), weights(pair)
     for name in one:
         torch.testing.assert_close(other[name], one[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rest", [2, 3])
+def test_learned_scales_are_the_same_within_float_rounding(finished: Repository, tmp_path: Path, rest: int) -> None:
+    """The last batch leaves one process one row of three: both have to try whether that is enough."""
+    settings: dict[str, Any] = {"fake_quant": "lsq", "batch_size": 512 - rest, "epochs": 1, "scale_lr_factor": 0.1}
+    assert_alike(finished, tmp_path, settings)
 
 
 @pytest.mark.slow
 def test_kept_batch_norms_are_those_of_the_whole_batch(finished: Repository, tmp_path: Path) -> None:
     """The last batch leaves one process one row of three: statistics of its own would not do."""
     settings: dict[str, Any] = {"batch_norm": "keep", "batch_size": 509, "epochs": 1}
-    alone = finished.copy(tmp_path / "alone")
-    alone.set(qat=settings)
-    pair = two(finished, tmp_path / "pair", qat=settings)
-    for repository in (alone, pair):
-        repository.stage("qat")
-    one, other = weights(alone), weights(pair)
-    for name in one:
-        torch.testing.assert_close(other[name], one[name], rtol=1e-4, atol=1e-6, msg=name)
+    assert_alike(finished, tmp_path, settings)
 
 
 @pytest.mark.slow
