@@ -130,6 +130,14 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 # -- requantization ----------------------------------------------------------------------------------------------------
 
 
+def power_of_two(exponent: Tensor) -> Tensor:
+    """``2^exponent`` in float64, exact, of whole ``exponent`` in [-1022, 1023]: the bits of that number.
+
+    CUDA's ``pow(2, -4)`` is an ulp beside 1/16, and a product with it beside a half rounds to another code.
+    """
+    return ((exponent.long() + 1023) << 52).view(torch.float64)
+
+
 @dataclass(frozen=True)
 class Requantizer:
     """``clamp(rne(sum(term_i * M_i) / 2^n), lo, hi)`` for one or two terms.
@@ -153,7 +161,7 @@ class Requantizer:
         total = sum(bound * int(m.abs().max()) for bound, m in zip(bounds, multipliers, strict=True))
         if total >= EXACT_FLOAT64:
             raise ProgramError("QAT176", "requantize", f"a product may reach {total}, beyond 2^53", "Convert again")
-        power = torch.pow(2.0, -shift.double())
+        power = power_of_two(-shift)
         factors = tuple(m.double() * power for m in multipliers)
         identity = len(factors) == 1 and bool((factors[0] == 1).all()) and lo <= -bounds[0] and hi >= bounds[0]
         return cls(factors, lo, hi, identity)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from qatlib import integer
 from qatlib.errors import ProgramError
 from qatlib.factors import fused_factors
-from qatlib.integer import Geometry, Requantizer, convolve, exact_kernels
+from qatlib.integer import Geometry, Requantizer, convolve, exact_kernels, power_of_two
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
@@ -53,3 +55,8 @@ def test_factors_of_an_addend_by_the_contract(r1: float, r2: float, bits: int) -
     assert m1 == round(r1 * 2**n)
     full = 2 ** (bits - 1) <= m1 < 2**bits
     assert full or (m1 < 2 ** (bits - 1) and r2 * 2 ** (n + 1) >= 2**31 - 0.5), "fewer bits only where r2 asks for it"
+
+
+def test_powers_of_two() -> None:
+    exponents = range(-1022, 1024)
+    assert power_of_two(torch.tensor(exponents, dtype=torch.int32)).tolist() == [math.ldexp(1, e) for e in exponents]

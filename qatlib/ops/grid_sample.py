@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from qatlib.errors import ProgramError, QConfigError
 from qatlib.factors import factor
-from qatlib.integer import EXACT_FLOAT32
+from qatlib.integer import EXACT_FLOAT32, power_of_two
 from qatlib.ops.base import Attrs, Call, Cost, Format, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.program import Op, Program, Value
 
@@ -130,7 +130,7 @@ class GridSample(Operator):
 
     def kernel(self, op: Op, program: Program, ranges: Sequence[Range]) -> Kernel:
         height, width = program.in_values(op)[0].shape[2:]
-        power = torch.pow(2.0, -program.constant(op, "shift").double())
+        power = power_of_two(-program.constant(op, "shift"))
         scaled = (program.constant(op, "multiplier").double() * power).tolist()
         bits, unit, border = op.attrs["bits"], op.attrs["unit"], op.attrs["padding_mode"] == "border"
         bilinear = op.attrs["mode"] == "bilinear"
