@@ -22,15 +22,17 @@ from qatlib.ops.masks import relevant
 from qatlib.qtype import DEAD, DEAD_SCALE, check_scale, limits, scale_of
 
 
-def fake_quantize(x: Tensor, scale: Tensor, dtype: str, bounds: Bounds | None = None, reuse: bool = False) -> Tensor:
+def fake_quantize(
+    x: Tensor, scale: Tensor, dtype: str, bounds: Bounds | None = None, reuse: bool = False, slack: int = 0
+) -> Tensor:
     """``x``, clamped to ``bounds``, rounded to multiples of ``scale`` (broadcast) within the codes of ``dtype``.
 
-    Differentiable in ``x``: the gradient passes where nothing was clamped. ``reuse`` allows the result to take the
-    memory of ``x`` where no gradient is wanted.
+    Differentiable in ``x``: the gradient passes where nothing was clamped, or by no more than ``slack`` codes.
+    ``reuse`` allows the result to take the memory of ``x`` where no gradient is wanted.
     """
     if reuse and not (torch.is_grad_enabled() and x.requires_grad):
         return round_into(x, x, scale, limits(dtype), bounds)
-    out: Tensor = StraightThrough.apply(x, scale, limits(dtype), bounds)  # type: ignore[no-untyped-call]
+    out: Tensor = StraightThrough.apply(x, scale, limits(dtype), bounds, slack)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -245,10 +247,14 @@ class WeightFakeQuantize(LearnedScale):
         return torch.where(largest < DEAD, torch.full_like(scale, DEAD_SCALE), scale)
 
     def quantized(self, weight: Tensor, scales: Tensor) -> Tensor:
-        """Fake-quantized weights. What is learned gets a gradient where ``scales`` are its own."""
+        """Fake-quantized weights. What is learned gets a gradient where ``scales`` are its own.
+
+        The largest weight of a channel is half a code above ``qmax``, where its scale comes from it; it is not out of
+        range, and without a gradient it would never move.
+        """
         over_channels = scales.view(-1, *[1] * (weight.dim() - 1))
         if not (self.started and torch.is_grad_enabled()):
-            return fake_quantize(weight, over_channels, self.spec.dtype)
+            return fake_quantize(weight, over_channels, self.spec.dtype, slack=1)
         own = torch.where(scales > self.current(), self.learned.detach(), self.learned)
         return self.quantize(weight, own, over_channels)
 

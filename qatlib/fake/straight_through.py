@@ -70,20 +70,26 @@ def gate_bounds(bounds: Bounds, dtype: torch.dtype) -> tuple[float, float]:
 
 
 class StraightThrough(torch.autograd.Function):
-    """:func:`round_into` a new tensor. The gradient passes where neither ``bounds`` nor ``limits`` clamped."""
+    """:func:`round_into` a new tensor. The gradient passes where neither ``bounds`` nor ``limits`` clamped.
+
+    ``slack`` is how many codes beyond ``limits`` still count as inside.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, limits: tuple[int, int], bounds: Bounds | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, limits: tuple[int, int], bounds: Bounds | None, slack: int
+    ) -> Tensor:
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(x)
-            ctx.scale, ctx.limits, ctx.bounds = scale.clone(), limits, bounds  # the scale may move before backward
+            ctx.scale, ctx.bounds = scale.clone(), bounds  # the scale may move before backward
+            ctx.limits = limits[0] - slack, limits[1] + slack
         return round_into(torch.empty_like(x, dtype=torch.result_type(x, scale)), x, scale, limits, bounds)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         (x,) = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is differentiated again
-            return grads[0] * passes(x, ctx.scale, ctx.limits, ctx.bounds), None, None, None
+            return grads[0] * passes(x, ctx.scale, ctx.limits, ctx.bounds), None, None, None, None
         qmin, qmax = ctx.limits
         edges = None if ctx.bounds is None else gate_bounds(ctx.bounds, x.dtype)
         passed = torch.empty_like(x, dtype=grads[0].dtype)
@@ -92,7 +98,7 @@ class StraightThrough(torch.autograd.Function):
             gate(grad, codes, qmin - 0.5, qmax + 0.5, grad_input=target)
             if edges is not None:
                 gate(target, source, *edges, grad_input=target)
-        return passed, None, None, None
+        return passed, None, None, None, None
 
 
 def passes(x: Tensor, scale: Tensor, limits: tuple[int, int], bounds: Bounds | None) -> Tensor:

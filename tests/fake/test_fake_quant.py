@@ -54,6 +54,15 @@ def test_scales_per_channel_broadcast() -> None:
         assert torch.equal(out[channel], fake_quantize(x[channel], scale[channel], "int8"))
 
 
+def test_the_largest_weight_of_a_channel_gets_its_gradient() -> None:
+    weight = torch.tensor([[3.0, -1.0, 0.5], [1.0, -3.0, 0.5], [7.0, 0.0, 7.0]]).requires_grad_()
+    fake = WeightFakeQuantize(FakeQuantSpec(), 3)
+    out = fake.quantized(weight, fake.scales(weight))
+    out.backward(torch.ones_like(out))
+    assert torch.equal(weight.grad, torch.ones_like(weight))
+    assert torch.equal(fake.codes(weight, fake.scales(weight))[:, :2], torch.tensor([[127, -42], [42, -128], [127, 0]]))
+
+
 def test_weights_per_channel_with_a_dead_channel() -> None:
     weight = torch.randn(6, 4, 3, 3) * torch.logspace(-6, 3, 6).view(-1, 1, 1, 1)
     weight[2] = 0

@@ -34,13 +34,13 @@ def losses(**changes: Any) -> list[float]:
 
 
 PINNED = {
-    "sgd": ({}, [0.98541, 0.8449, 0.76647]),
-    "adamw": ({"optimizer": "adamw", "lr": 0.02, "schedule": "step"}, [0.96936, 0.82322, 0.78493]),
-    "adam": ({"optimizer": "adam", "lr": 0.02, "weight_decay": 0.1}, [0.97901, 0.89415, 0.85683]),
-    "rmsprop": ({"optimizer": "rmsprop", "lr": 0.01, "optimizer_kwargs": {"alpha": 0.9}}, [0.97259, 0.86579, 0.82547]),
+    "sgd": ({}, [0.98413, 0.83316, 0.74575]),
+    "adamw": ({"optimizer": "adamw", "lr": 0.02, "schedule": "step"}, [0.96651, 0.81552, 0.77755]),
+    "adam": ({"optimizer": "adam", "lr": 0.02, "weight_decay": 0.1}, [0.97465, 0.87331, 0.8302]),
+    "rmsprop": ({"optimizer": "rmsprop", "lr": 0.01, "optimizer_kwargs": {"alpha": 0.9}}, [0.96901, 0.85647, 0.81367]),
     "constant, clipped": (
         {"schedule": "constant", "clip_grad_norm": 0.1, "momentum": 0.0},
-        [1.01299, 1.00274, 0.99398],
+        [1.01298, 1.00229, 0.99358],
     ),
 }
 
@@ -54,10 +54,10 @@ def _round(x: Tensor, unit: Tensor) -> Tensor:
     return x + ((x / unit).round() * unit - x).detach()
 
 
-def _clipped(x: Tensor, scale: Tensor) -> Tensor:
-    """Codes in [-128, 127] times ``scale``; the gradient passes inside."""
+def _clipped(x: Tensor, scale: Tensor, last: int = 127) -> Tensor:
+    """Codes in [-128, 127] times ``scale``; the gradient passes up to ``last``."""
     codes = (x / scale).round()
-    inside = ((codes >= -128) & (codes <= 127)).to(x)
+    inside = ((codes >= -128) & (codes <= last)).to(x)
     return (codes.clamp(-128, 127) * scale - x * inside).detach() + x * inside
 
 
@@ -76,7 +76,7 @@ def test_losses_equal_those_of_a_loop_written_by_hand() -> None:
 
     def dense(x: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         per_channel = weight.detach().abs().amax(1) / 127.5
-        return x @ _clipped(weight, per_channel[:, None]).T + _round(bias, scale * per_channel)
+        return x @ _clipped(weight, per_channel[:, None], last=128).T + _round(bias, scale * per_channel)
 
     step, means = 0, []
     for epoch in (1, 2, 3):
