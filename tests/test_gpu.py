@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qatlib import calibrate, convert_fx, prepare_qat_fx
+from qatlib import (
+    bisect_conversion,
+    calibrate,
+    convert_fx,
+    featuremap_similarity,
+    find_bad_case,
+    prepare_qat_fx,
+    sensitivity,
+    step_quantization,
+)
+from qatlib.analysis.records import Mode
 from qatlib.emulator import Emulator
 from qatlib.fake.exact import ExactForward
 from qatlib.fake.model import set_fake_quantize
@@ -114,6 +125,25 @@ def test_the_exact_forward_gives_the_integers_of_the_program() -> None:
     exact = _tensors(ExactForward(model)(x))
     for ours, theirs in zip(exact, _tensors(convert_fx(model)(x.cpu())), strict=True):
         assert torch.equal(ours.detach().cpu(), theirs)
+
+
+def test_analysis_of_models_there_takes_data_from_the_cpu() -> None:
+    net, x, found = everything(), images(8), {}
+    for device in ("cpu", "cuda"):
+        model = prepare_qat_fx(net.to(device), example_inputs=[x.to(device)])
+        calibrate(model, [x], device)
+        integer = convert_fx(model)
+        pairs: dict[Mode, tuple[Any, Any]] = {"FvsQ": (net, model), "QvsQ": (model, integer)}
+        rows = [r for mode, (one, two) in pairs.items() for r in featuremap_similarity(one, two, x, mode=mode).rows]
+        found[device] = {
+            "cosines": [r.similarity for r in rows if r.similarity is not None],
+            "worst": find_bad_case(*pairs["FvsQ"], [(x,)]).worst[0].sqnr_db,
+            "whole": sensitivity(model, [(x,)], kinds=["on"]).whole.sqnr_db,
+            "last": step_quantization(model, [(x,)]).steps[-1].first.sqnr_db,
+            "conversion": len(bisect_conversion(model, integer, [(x,)]).trials),
+        }
+    for name, here in found["cpu"].items():
+        assert found["cuda"][name] == pytest.approx(here, rel=0.02), name
 
 
 def _tensors(out: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -33,21 +33,23 @@ def capture_pair(
 
     FvsQ: the float model (or a FakeQuantModel in CALIBRATION state) and its calibrated FakeQuantModel in VALIDATION
     state. QvsQ: a FakeQuantModel in VALIDATION state and its integer form: a Program, an Emulator or what convert_fx
-    returned. Raises StateError (QAT155 to QAT158) for models in the wrong state and ConfigError (QAT108) for another
-    mode.
+    returned. Batches go to the device of the FakeQuantModel, and the Program runs there. Raises StateError (QAT155 to
+    QAT158) for models in the wrong state and ConfigError (QAT108) for another mode.
     """
     if mode == "FvsQ":
         quantized = require_quantized(model2, "model2")
         require_untrained(quantized, "model2")
+        device = quantized.state_code.device
         batches, first = peek(inputs, quantized.graph.inputs)
-        view = float_view(model1, quantized, first.inputs)
-        given = (batch.inputs for batch in batches)
+        view = float_view(model1, quantized, first.to(device).inputs)
+        given = (batch.to(device).inputs for batch in batches)
         return capture(FakeSide(view), FakeSide(quantized), quantized.graph.nodes, given, mode, measure)
     if mode == "QvsQ":
         fake = require_quantized(model1, "model1")
-        other = IntegerSide(emulator_of(model2))
+        device = fake.state_code.device
+        other = IntegerSide(emulator_of(model2, device))
         batches, _ = peek(inputs, fake.graph.inputs)
-        given = (batch.inputs for batch in batches)
+        given = (batch.to(device).inputs for batch in batches)
         seen = capture(FakeSide(fake), other, fake.graph.nodes, given, mode, measure)
         return replace(seen, saturations=other.saturations())
     raise ConfigError(

@@ -68,7 +68,8 @@ class Repository:
         return Repository(folder)
 
 
-def create(folder: Path) -> Repository:
+def lay_out(folder: Path) -> Repository:
+    """The files alone: stages run there, DVC does not."""
     for name in ("qatlib", "stages"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "params.yaml", "constraints.txt", ".dvcignore", ".gitignore"):
@@ -77,6 +78,11 @@ def create(folder: Path) -> Repository:
     save_tensors(folder / "float.safetensors", tiny.train())
     repository = Repository(folder)
     repository.set(**SETTINGS)
+    return repository
+
+
+def create(folder: Path) -> Repository:
+    repository = lay_out(folder)
     repository.run("git", "init", "-q")
     repository.run("dvc", "init", "-q")
     repository.run("dvc", "config", "core.analytics", "false")
