@@ -51,6 +51,7 @@ def main(config: Config) -> None:
         ranges=read_ranges("reports/calibrate/ranges.csv"),
         unfused=unfused_operations(calibrated.graph),
         formats=tuple(format_rows(calibrated)),
+        equalizable=() if config.calibrate.equalize else tuple(pair.producer for pair in project.equalized[1]),
     )
     publish(facts, performance=json.loads(Path("reports/compile_sim/performance.json").read_text()))
 

@@ -18,6 +18,8 @@ from qatlib.analysis.sides import Other, Reference, UnmeasurableError
 from qatlib.analysis.stats import Measure, RunningComparison, RunningSummary, check_finite
 from qatlib.graph.calls import calls_of_shared
 from qatlib.graph.ir import INPUT, Node
+from qatlib.ops.base import BY_NAME
+from qatlib.ops.dense import Dense
 from qatlib.ops.masks import relevant, relevant_pair
 from qatlib.qtype import FLOAT
 
@@ -35,6 +37,7 @@ class _Gauge:
         self.reference, self.other = RunningSummary(), RunningSummary()
         self.accumulated = RunningComparison(self.qtype, measure)
         self.same_input = RunningComparison(self.qtype, measure)
+        self.channel_amax: Tensor | None = None
         self.reasons: dict[str, str] = {}
         if self.absent:
             self.reasons["accumulated error"] = self.reasons["same-input error"] = self.absent
@@ -44,6 +47,7 @@ class _Gauge:
     def see_reference(self, other: Other, inputs: Sequence[Tensor], output: Tensor) -> None:
         below = self.node.attrs.get("below_maximum")
         self.reference.add(relevant(output, below))
+        self._see_channels(output)
         if "same-input error" in self.reasons:
             return
         try:
@@ -55,6 +59,13 @@ class _Gauge:
             self.same_input.add(*relevant_pair(output, same, below))
         else:
             self.reasons["same-input error"] = _shapes(output, same)
+
+    def _see_channels(self, output: Tensor) -> None:
+        operator = BY_NAME.get(self.node.op)
+        if isinstance(operator, Dense) and output.numel():
+            rows = output.detach().movedim(operator.channel_axis % output.dim(), 0).flatten(1)
+            seen = torch.stack(torch.aminmax(rows, dim=1)).abs().amax(0)
+            self.channel_amax = seen if self.channel_amax is None else torch.maximum(self.channel_amax, seen)
 
     def see_other(self, reference: Tensor, output: Tensor) -> None:
         if output.shape != reference.shape:
@@ -80,6 +91,7 @@ class _Gauge:
             same_input=None if "same-input error" in self.reasons else self.same_input.result(),
             call=call,
             composite=node.composite,
+            channel_amax=() if self.channel_amax is None else tuple(self.channel_amax.tolist()),
         )
 
 

@@ -53,7 +53,7 @@ class Facts:
     least acceptable float metric (greatest, where lower is better), ``max_train_val_gap`` the largest train-val gap.
     The float metrics may hold that gap as ``train_val_gap``, or the metric on training data as ``train_<metric>``.
     ``ranges`` are those of calibration, beside held-out data; ``unfused`` is what fusion left alone, ``formats`` what
-    every op got.
+    every op got, ``equalizable`` the ops whose channels ``calibrate.equalize`` would give like ranges.
     ``overrides`` and ``input_formats`` are the lists of qconfig as they stand, ``tables`` that of convert; an edit has
     to keep them.
     """
@@ -76,6 +76,7 @@ class Facts:
     ranges: tuple[Range, ...] = ()
     unfused: tuple[Unfused, ...] = ()
     formats: tuple[FormatRow, ...] = ()
+    equalizable: tuple[str, ...] = ()
 
     def value(self, stage: str, key: str | None = None) -> float | None:
         """Metric ``key`` (the scored one by default) of ``stage``; None if missing or not finite."""

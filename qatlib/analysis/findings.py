@@ -48,8 +48,8 @@ class Finding:
 
 
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Errors first, then by code; findings of one rule keep the order in which the rule gave them."""
-    return tuple(sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), f.code)))
+    """Errors first; findings of one severity keep the order in which they were given."""
+    return tuple(sorted(findings, key=lambda f: SEVERITIES.index(f.severity)))
 
 
 def severity_counts(findings: Iterable[Finding]) -> dict[str, int]:

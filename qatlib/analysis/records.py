@@ -23,7 +23,8 @@ class OpRecord:
     model's op gets the reference's inputs. Either is None where it could not be measured (see
     :attr:`Capture.unmeasured`). ``call`` counts the calls of a module that is used more than once, from 1; it is 0
     otherwise. ``qtype`` is the output format of the other model. An inner step of a composite has the name of the whole
-    call in ``composite``.
+    call in ``composite``. ``channel_amax`` is the largest magnitude of every output channel of a convolution or linear
+    in the reference.
     """
 
     index: int
@@ -39,6 +40,7 @@ class OpRecord:
     same_input: Comparison | None = None
     call: int = 0
     composite: str = ""
+    channel_amax: tuple[float, ...] = ()
 
     @property
     def match(self) -> str:

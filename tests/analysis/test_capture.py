@@ -259,3 +259,15 @@ def test_what_a_softmax_takes_for_nothing_is_no_error() -> None:
     assert masked.reference is not None
     assert masked.same_input.sqnr_db > 20
     assert masked.reference.min > -100
+
+
+def test_the_largest_magnitude_of_every_channel_over_all_batches() -> None:
+    net = nn.Sequential(nn.Conv2d(2, 5, 3), nn.Flatten(2), nn.Linear(36, 7)).eval()
+    x = torch.randn(6, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    quantized = calibrated(net, x)
+    seen = capture_pair(net, quantized, [(x[:4],), (x[4:],)], "FvsQ")
+    with torch.no_grad():
+        conv, linear = net[0](x).numpy(), net(x).numpy()
+    np.testing.assert_allclose(find(seen, "0").channel_amax, np.abs(conv).max((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(find(seen, "2").channel_amax, np.abs(linear).max((0, 1)), rtol=1e-5)
+    assert find(seen, "flatten" if seen.find("flatten") else "1").channel_amax == ()

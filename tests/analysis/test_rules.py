@@ -55,6 +55,9 @@ STEEP = TableFact("exp", "int16", "uniform", 1, 513, 9.5, 0.3)
 
 BN = Unfused("bn", "BatchNorm2d", "batch norm", "conv1", "Conv2d + BatchNorm2d", "readers", "seen", "Do this", "m.py:3")
 
+UNLIKE = (0.0, *(0.1,) * 6, 2.0)
+"""Largest values of channels; a code of conv2 is 2/64."""
+
 
 def fmt(op: str, **changes: Any) -> FormatRow:
     """A row of the qconfig table: an int8 convolution."""
@@ -125,6 +128,7 @@ PLANTED: list[tuple[str, str, str, dict[str, Any]]] = [
     ("QAT033", "info", "c", {"ranges": (*CLEAN.ranges, span("b", 1.2), span("c", 1.5))}),
     ("QAT033", "warning", "c", {"ranges": (span("a"), span("b", 1.2), span("c", 1.5))}),
     ("QAT033", "warning", "", extra(calib__held_out_median_range=0.01)),
+    ("QAT039", "warning", "conv2", {"fvsq": records(conv2={"channel_amax": UNLIKE}), "equalizable": ("conv2",)}),
     ("QAT024", "info", "gate", {"ops": (op("gate", "table", weight=None, is_output=True),)}),
 ]
 
@@ -287,6 +291,31 @@ def test_ties_of_samplers_are_inherent() -> None:
         CLEAN, qvsq=records("QvsQ", conv2={"same_input": far}), ops=(op("conv2", "grid_sample", weight=None),)
     )
     assert only(facts, "QAT015")
+
+
+def test_channels_that_cannot_be_equalized_get_more_bits_and_explain_what_reads_them() -> None:
+    coarse = {"same_input": COARSE}
+    seen = records(conv2={"channel_amax": UNLIKE, **coarse}, join=coarse, fc={**coarse, "qtype": QType("int8", 1 / 64)})
+    fc = seen.find("fc")
+    assert fc is not None
+    reader = replace(fc, channel_amax=(1.0,) * 4)
+    facts = replace(CLEAN, fvsq=replace(seen, records=(*seen.records[:-1], reader)))
+    (finding,) = [f for f in run_rules(facts) if f.severity != "info"]
+    assert (finding.code, finding.module) == ("QAT039", "conv2")
+    assert finding.edit == "qconfig:\n  overrides:\n    - match: conv2\n      activation: int16"
+    assert finding.evidence["channels_below_8_codes"] == 6
+    lost = only(replace(facts, **scored(calib=0.5)), "QAT039")
+    assert [f.severity for f in lost] == ["error"]
+
+
+def test_three_channels_or_half_of_them_with_codes_are_no_fault() -> None:
+    for amax in ((0.1, 0.1, 2.0), (0.1, 0.1, 1.0, 2.0), (0.0,) * 6):
+        assert not only(replace(CLEAN, fvsq=records(conv2={"channel_amax": amax})), "QAT039"), amax
+
+
+def test_what_lowers_a_score_comes_before_the_score() -> None:
+    facts = replace(CLEAN, fvsq=records(conv2={"channel_amax": UNLIKE}), **scored(calib=0.5))
+    assert [f.code for f in run_rules(facts)][:2] == ["QAT039", "QAT001"]
 
 
 def test_an_outlier_channel_is_cured_where_its_codes_are_lost() -> None:

@@ -19,23 +19,27 @@ Check = Callable[[Facts], list[Finding]]
 
 @dataclass(frozen=True)
 class Rule:
-    """``guide`` names the lines of the tuning guide that the rule applies."""
+    """``guide`` names the lines of the tuning guide that the rule applies.
+
+    A ``symptom`` is a score that is too low: beside findings that say why, it comes last of its severity.
+    """
 
     code: str
     guide: str
     check: Check
+    symptom: bool = False
 
 
 _RULES: dict[str, Rule] = {}
 
 
-def rule(code: str, guide: str) -> Callable[[Check], Check]:
+def rule(code: str, guide: str, symptom: bool = False) -> Callable[[Check], Check]:
     """Register a function whose findings all have ``code``."""
 
     def register(check: Check) -> Check:
         if code in _RULES:
             raise TypeError(f"{code} is claimed by {_RULES[code].check.__name__} and {check.__name__}")
-        _RULES[code] = Rule(code, guide, check)
+        _RULES[code] = Rule(code, guide, check, symptom)
         return check
 
     return register
@@ -49,5 +53,6 @@ def all_rules() -> tuple[Rule, ...]:
 
 
 def run_rules(facts: Facts) -> tuple[Finding, ...]:
-    """Findings of all rules: errors first, then by code, worst module first."""
-    return ordered(finding for each in all_rules() for finding in each.check(facts))
+    """Findings of all rules: errors first; causes before symptoms, then by code, worst module first."""
+    rules = sorted(all_rules(), key=lambda each: (each.symptom, each.code))
+    return ordered(finding for each in rules for finding in each.check(facts))

@@ -20,7 +20,7 @@ DEFAULT_GOAL = 0.99
 """Ratio asked of a stage when params.yaml sets no goal for it."""
 
 
-@rule("QAT001", guide="G5")
+@rule("QAT001", guide="G5", symptom=True)
 def calibration_collapsed(facts: Facts) -> list[Finding]:
     ratio = facts.ratio("calib")
     if ratio is None or ratio >= UNSOUND:
@@ -39,7 +39,7 @@ def calibration_collapsed(facts: Facts) -> list[Finding]:
     ]
 
 
-@rule("QAT002", guide="G4")
+@rule("QAT002", guide="G4", symptom=True)
 def calibration_below_goal(facts: Facts) -> list[Finding]:
     ratio, goal = facts.ratio("calib"), facts.goal_minimum("ratio.calib", DEFAULT_GOAL)
     if ratio is None or not UNSOUND <= ratio < goal:

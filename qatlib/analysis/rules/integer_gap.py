@@ -13,7 +13,7 @@ CHANCE_ITEMS = 3
 """Items whose result a code on the other side of a half may turn by chance; a loss of no more says nothing."""
 
 
-@rule("QAT004", guide="G14, G16, G41")
+@rule("QAT004", guide="G14, G16, G41", symptom=True)
 def integer_below_fake_quant(facts: Facts) -> list[Finding]:
     base = facts.fake_quant_stage
     ratio = facts.ratio("integer", base=base)

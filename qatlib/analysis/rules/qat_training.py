@@ -15,7 +15,7 @@ MAX_LOSS_RATIO = 5.0
 """A first loss this many times the float one is no longer what rounding costs."""
 
 
-@rule("QAT016", guide="G8, G10, G12")
+@rule("QAT016", guide="G8, G10, G12", symptom=True)
 def qat_below_calibration(facts: Facts) -> list[Finding]:
     ratio = facts.ratio("qat", base="calib")
     if ratio is None or ratio >= 1.0 - LOSS:
@@ -50,7 +50,7 @@ def training_went_back(facts: Facts) -> list[Finding]:
     ]
 
 
-@rule("QAT029", guide="G12")
+@rule("QAT029", guide="G12", symptom=True)
 def first_loss_abnormal(facts: Facts) -> list[Finding]:
     seen = [facts.value("qat", f"first_loss{form}") for form in ("", "_calibrated", "_float")]
     if any(value is None for value in seen):
@@ -93,7 +93,7 @@ def still_improving(facts: Facts) -> list[Finding]:
     ]
 
 
-@rule("QAT031", guide="G8, G10, G17")
+@rule("QAT031", guide="G8, G10, G17", symptom=True)
 def training_did_not_help(facts: Facts) -> list[Finding]:
     best, epochs = facts.value("qat", "best_epoch"), facts.value("qat", "epochs")
     if not epochs or best != 0:

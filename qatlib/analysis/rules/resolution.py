@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 
 import qatlib.ops  # noqa: F401 registers the operators
 from qatlib.analysis.edits import input_format, override
@@ -10,6 +11,7 @@ from qatlib.analysis.facts import Facts
 from qatlib.analysis.findings import Finding
 from qatlib.analysis.records import OpRecord
 from qatlib.analysis.rules import rule
+from qatlib.analysis.rules.channels import unlike_channels
 from qatlib.ops.base import BY_NAME
 from qatlib.qtype import BOOL
 
@@ -36,15 +38,29 @@ def op_needs_int16(facts: Facts) -> list[Finding]:
     if facts.fvsq is None:
         return []
     coarse = {record.name: record for record in facts.fvsq.records if _sqnr_db(record) < LEAST_SQNR_DB}
+    explained = _reading(facts, unlike_channels(facts))
     causes = [
         record
         for record in coarse.values()
         if record.qtype.dtype == "int8"
         and record.qtype != BOOL
         and not coarse.keys() & set(record.inputs)
+        and record.name not in explained
         and not _keeps_format(record)
     ]
     return [_finding(record, facts) for record in sorted(causes, key=_sqnr_db)[:MOST]]
+
+
+def _reading(facts: Facts, causes: Container[str]) -> set[str]:
+    """``causes`` and what reads them, directly or through ops that only move, join or pool values."""
+    found: set[str] = set()
+    moved: set[str] = set()
+    for record in facts.fvsq.records if facts.fvsq else ():
+        if record.name in causes or any(name in causes or name in moved for name in record.inputs):
+            found.add(record.name)
+            if not record.channel_amax:
+                moved.add(record.name)
+    return found
 
 
 def _finding(record: OpRecord, facts: Facts) -> Finding:

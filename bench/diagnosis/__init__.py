@@ -1,0 +1,1 @@
+"""Faults planted in trained networks, and whether the pipeline names each of them: ``python -m bench.diagnosis``."""
