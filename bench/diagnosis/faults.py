@@ -22,9 +22,9 @@ def nothing(model: nn.Module) -> None:
 class Fault:
     """One fault in one network.
 
-    ``code`` and ``module`` are those of the finding that names it; ``also`` are codes that follow from it: a range that
-    is too wide costs accuracy, too. ``params`` go over those of every trial; ``model`` and ``data`` are arguments of the
-    factories, with which the network is trained, too, unless ``late``; ``weights`` changes what was trained.
+    ``code`` and ``module`` are those of the finding that names it; ``also`` are codes that follow from it: a range
+    that is too wide costs accuracy, too. ``params`` go over those of every trial; ``model`` and ``data`` are arguments
+    of the factories, with which the network is trained, too, unless ``late``; ``weights`` changes what was trained.
     """
 
     name: str
@@ -43,8 +43,10 @@ class Fault:
 
 
 def rescale(producer: str, norm: str, consumers: tuple[str, ...], factors: torch.Tensor, model: nn.Module) -> None:
-    """Channels of ``norm`` (or of ``producer``, where that is empty) times ``factors`` ``[C]``, and their consumers'
-    weights divided by them: behind relu the network computes what it did."""
+    """Multiply channels of ``norm``, or of ``producer`` where that is empty, by ``factors`` ``[C]``.
+
+    The weights of the consumers are divided by them: behind relu the network computes what it did.
+    """
     with torch.no_grad():
         source = model.get_submodule(norm or producer)
         for name in ("weight", "bias"):
@@ -117,7 +119,7 @@ def float_models() -> list[Fault]:
         ((BRANCHES, ATTENTION), "input in [0, 1]", "positive"),
         ((MOBILE,), "input in [-3, 3]", "standardized"),
     ):
-        found += each(nets, name, "QAT005", "x", params=free, data={"fault": fault})
+        found += each(nets, name, "QAT005", "x", ("QAT012",), params=free, data={"fault": fault})
     dull = {"fault": "dull calibration"}
     found += each((BRANCHES, MOBILE), "input without a fixed scale", "QAT006", "x", params=free, data=dull, late=True)
     return found
@@ -178,7 +180,8 @@ def formats() -> list[Fault]:
         *(
             Fault(f"fixed scale of {scale:g}", net, "QAT027", layer, COARSE, params=override(layer, scale=scale))
             for net, layer, scale in (
-                (BRANCHES, "deep", 0.002), (MOBILE, "last.0", 0.001), (ATTENTION, "up", 2.0), (MOBILE, "one.depth.0", 3.0)
+                (BRANCHES, "deep", 0.002), (MOBILE, "last.0", 0.001), (ATTENTION, "up", 2.0),
+                (MOBILE, "one.depth.0", 3.0),
             )
         ),
         Fault("int16 into an int8 cat", BRANCHES, "QAT034", "cat", params=override("left.0", activation="int16")),
