@@ -35,8 +35,6 @@ class Branches(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         x = self.stem_norm(F.relu(x)) if self.fault == "norm after relu" else F.relu(self.stem_norm(x))
-        if self.fault == "steep":
-            x = torch.log(torch.exp(6.0 * x.clamp(-1, 2)) + 1e-4) / 6.0
         x = self.mix(torch.cat([self.left(x), self.right(x)], 1))
         y = self.deep(x)
         if self.fault == "two readers":

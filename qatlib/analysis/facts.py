@@ -117,9 +117,13 @@ class Facts:
 
 
 def input_facts(capture: Capture) -> tuple[InputFact, ...]:
-    """Facts of the model inputs in a capture whose reference is the float model; formats are the other model's."""
+    """Facts of the model inputs in a capture whose reference is the float model; formats are the other model's.
+
+    What follows an operator left in float is quantized, too, and is no input.
+    """
+    computed = {record.name for record in capture.records}
     return tuple(
         InputFact(r.inputs[0], seen.min, seen.max, seen.mean, r.qtype.dtype, r.scale)
         for r in capture.records
-        if r.op == "quantize" and (seen := r.reference) is not None
+        if r.op == "quantize" and r.inputs[0] not in computed and (seen := r.reference) is not None
     )

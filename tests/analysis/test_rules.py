@@ -346,7 +346,8 @@ def test_all_inputs_are_looked_at_with_their_scale_advice() -> None:
 
 
 def test_input_facts_name_the_input_behind_the_quantizer() -> None:
-    (seen,) = input_facts(records())
+    island = record(9, "conv2.quant", "quantize", ("conv2",))
+    (seen,) = input_facts(replace(records(), records=(*records().records, island)))
     assert (seen.name, seen.min, seen.max, seen.dtype, seen.scale) == ("x", -1.0, 1.0, "int8", 1 / 64)
 
 
