@@ -313,6 +313,10 @@ def test_three_channels_or_half_of_them_with_codes_are_no_fault() -> None:
         assert not only(replace(CLEAN, fvsq=records(conv2={"channel_amax": amax})), "QAT039"), amax
 
 
+def test_a_scale_too_large_for_every_channel_is_another_fault() -> None:
+    assert not only(replace(CLEAN, fvsq=records(conv2={"channel_amax": (0.1,) * 8})), "QAT039")
+
+
 def test_what_lowers_a_score_comes_before_the_score() -> None:
     facts = replace(CLEAN, fvsq=records(conv2={"channel_amax": UNLIKE}), **scored(calib=0.5))
     assert [f.code for f in run_rules(facts)][:2] == ["QAT039", "QAT001"]

@@ -13,6 +13,8 @@ from qatlib.analysis.rules.calibration import DEFAULT_GOAL
 
 FEW_CODES = 8.0
 """A channel whose largest value has fewer codes than this has 3 bits and a sign."""
+UNLIKE = 8.0
+"""Ratio of the largest channel to the median from which the channels, and not the scale of all, are the cause."""
 LEAST_CHANNELS = 4
 MOST = 3
 
@@ -23,8 +25,10 @@ def unlike_channels(facts: Facts) -> dict[str, float]:
     for record in facts.fvsq.records if facts.fvsq else ():
         live = [amax for amax in record.channel_amax if amax > 0]
         if record.qtype.dtype == "int8" and record.scale is not None and len(live) >= LEAST_CHANNELS:
-            found[record.name] = median(live) / record.scale
-    return dict(sorted((pair for pair in found.items() if pair[1] < FEW_CODES), key=lambda pair: pair[1]))
+            codes = median(live) / record.scale
+            if codes < FEW_CODES and max(live) >= UNLIKE * median(live):
+                found[record.name] = codes
+    return dict(sorted(found.items(), key=lambda pair: pair[1]))
 
 
 @rule("QAT039", guide="G33, G35")
