@@ -114,7 +114,7 @@ def planted(fault: Fault) -> nn.Module:
     model = NETS[fault.net](**fault.model)
     model.load_state_dict(_trained(fault).state_dict())
     fault.weights(model)
-    return model
+    return model.eval()
 
 
 def _trained(fault: Fault) -> nn.Module:
