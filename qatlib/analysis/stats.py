@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,9 @@ from qatlib.qtype import QType
 
 BINS = 256
 """Bins of the code histograms behind :attr:`Comparison.kl`: one per int8 code, 256 int16 codes each."""
+
+_PIECE = 2**17
+"""Elements: half a MiB of float64."""
 
 Measure = Callable[[Tensor, Tensor], float]
 """A user's own similarity of (reference, other); averaged over batches, weighted with their number of elements."""
@@ -94,6 +97,13 @@ class Comparison:
         return None if self.differing is None else self.differing / self.count
 
 
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same elements of every tensor, flat, few enough to stay in cache; on a GPU all at once."""
+    size = _PIECE if tensors[0].device.type == "cpu" else max(1, tensors[0].numel())
+    if tensors[0].numel():
+        yield from zip(*(tensor.detach().flatten().split(size) for tensor in tensors), strict=True)
+
+
 class RunningSummary:
     """Accumulates a :class:`Summary` (Chan's pairwise update of mean and squared deviation)."""
 
@@ -101,10 +111,11 @@ class RunningSummary:
         self._count, self._min, self._max, self._mean, self._m2 = 0, math.inf, -math.inf, 0.0, 0.0
 
     def add(self, tensor: Tensor) -> None:
-        values = tensor.detach().double()
+        for (piece,) in _pieces(tensor):
+            self._add(piece.double())
+
+    def _add(self, values: Tensor) -> None:
         count = values.numel()
-        if count == 0:
-            return
         low, high = values.aminmax()
         mean = float(values.mean())
         m2 = float((values - mean).square_().sum())
@@ -136,7 +147,14 @@ class RunningComparison:
         """Add one batch; shapes must be equal."""
         if reference.numel() == 0:
             return
-        ref, oth = reference.detach().double().flatten(), other.detach().double().flatten()
+        if self._measure is not None:
+            self._custom += float(self._measure(reference, other)) * reference.numel()
+        for ref, oth in _pieces(reference, other):
+            self._add(ref.double(), oth.double())
+            if self._scale is not None:
+                self._add_codes(ref.float(), oth.float(), self._scale)
+
+    def _add(self, ref: Tensor, oth: Tensor) -> None:
         diff = oth - ref
         self._count += ref.numel()
         self._dot += float(ref.dot(oth))
@@ -146,23 +164,21 @@ class RunningComparison:
         magnitude = diff.abs_()
         self._l1 += float(magnitude.sum())
         self._max_abs = max(self._max_abs, float(magnitude.max()))
-        if self._measure is not None:
-            self._custom += float(self._measure(reference, other)) * ref.numel()
-        if self._scale is not None:
-            self._add_codes(reference.detach().float().flatten(), other.detach().float().flatten(), self._scale)
 
     def _add_codes(self, ref: Tensor, oth: Tensor, scale: float) -> None:
         qmin, qmax = self._limits
         raw = ref.div(torch.tensor(scale, device=ref.device)).round_()  # numerics.md, section 2
-        self._saturated += int(((raw < qmin) | (raw > qmax)).sum())
-        pair = raw.clamp_(qmin, qmax), oth.div(torch.tensor(scale, device=oth.device)).round_().clamp_(qmin, qmax)
-        step = (pair[0] - pair[1]).abs_()
-        self._differing += int((step > 0).sum())
-        self._above += int((step > 1).sum())
-        width = (qmax - qmin + 1) // BINS
-        for row, codes in enumerate(pair):
-            bins = ((codes - qmin) / width).long()
-            self._histograms[row] += torch.bincount(bins, minlength=BINS).cpu()
+        low, high = torch.stack(torch.aminmax(raw)).tolist()
+        if low < qmin or high > qmax:  # truth values cost more than arithmetic: none where there is nothing to count
+            self._saturated += int(((raw < qmin) | (raw > qmax)).sum())
+        codes, others = raw.clamp_(qmin, qmax), oth.div(torch.tensor(scale, device=oth.device)).round_()
+        step = codes.sub(others.clamp_(qmin, qmax)).abs_()
+        differing = int(torch.count_nonzero(step))
+        self._differing += differing
+        if differing and float(step.max()) > 1:
+            self._above += int((step > 1).sum())
+        first = _histogram(codes, qmin, qmax)
+        self._histograms += torch.stack([first, _histogram(others, qmin, qmax) if differing else first])
 
     def result(self) -> Comparison | None:
         """None before the first element."""
@@ -184,6 +200,10 @@ class RunningComparison:
             kl=_divergence(self._histograms) if quantized else None,
             custom=self._custom / self._count if self._measure is not None else None,
         )
+
+
+def _histogram(codes: Tensor, qmin: int, qmax: int) -> Tensor:
+    return torch.bincount(codes.sub(qmin).div_((qmax - qmin + 1) // BINS).int(), minlength=BINS).cpu()
 
 
 def _divergence(histograms: Tensor) -> float:
