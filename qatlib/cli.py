@@ -110,6 +110,32 @@ def export(program_dir: str, path: str, flavour: Any, opset: int | None, files: 
     sys.exit(0 if good else 1)
 
 
+@main.command()
+@click.option("--images", type=click.IntRange(min=1), help="Validation images to look at.")
+@click.option("--top", type=click.IntRange(min=1), help="Measure only that many ops, ranked by gradient.")
+@click.option("--group", "groups", multiple=True, help="Module to measure as a whole; give it once per module.")
+@click.option("--metric/--no-metric", default=None, help="Score every trial by the metric, too.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the whole result as CSV.")
+def sensitivity(out: Path | None, **options: Any) -> None:
+    """Measure what each op costs at the output of the model that ships, by analyze.sensitivity of params.yaml.
+
+    Reads the artifacts of the pipeline; options take the place of settings.
+    """
+    with _one_line_errors():
+        from qatlib.analysis.study import study_of, write_study
+        from qatlib.analysis.study_view import show
+        from qatlib.pipeline.config import SensitivityParams, load_config
+        from qatlib.pipeline.project import Project
+
+        config = load_config()
+        given = {key: value for key, value in options.items() if value not in (None, ())}
+        section = (config.analyze.sensitivity or SensitivityParams()).model_copy(update=given)
+        study = study_of(Project(config), section)
+        if out is not None:
+            write_study(study, out)
+        show(study)
+
+
 def _goals() -> Any:
     from qatlib.pipeline.config import load_config
 

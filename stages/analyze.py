@@ -16,6 +16,7 @@ def main(config: Config) -> None:
     from qatlib.analysis.op_facts import program_facts
     from qatlib.analysis.outcome import publish
     from qatlib.analysis.profiler import capture_pair
+    from qatlib.analysis.study import study_of
     from qatlib.analysis.summary import read_metrics
     from qatlib.analysis.unfused import unfused_operations
     from qatlib.fake.coverage import mac_coverage
@@ -52,6 +53,9 @@ def main(config: Config) -> None:
         unfused=unfused_operations(calibrated.graph),
         formats=tuple(format_rows(calibrated)),
         equalizable=() if config.calibrate.equalize else tuple(pair.producer for pair in project.equalized[1]),
+        study=None if section.sensitivity is None else study_of(project, section.sensitivity),
+        hybrid=config.qat.hybrid,
+        preserve=config.convert.preserve,
     )
     publish(facts, performance=json.loads(Path("reports/compile_sim/performance.json").read_text()))
 

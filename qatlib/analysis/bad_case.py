@@ -27,12 +27,14 @@ SampleError = Callable[[list[Tensor], list[Tensor]], float]
 @dataclass(frozen=True)
 class BadCase:
     """Sample ``index`` of the data, in their order. ``noise`` is the error power over the reference's, the mean of all
-    outputs, or what a function of the user's gave.
+    outputs, or what a function of the user's gave. ``share`` is the sample's part of the error power of all samples,
+    the mean of all outputs: small where only the reference is small.
     """
 
     index: int
     noise: float
     inputs: tuple[Tensor, ...]
+    share: float = math.nan
 
     @property
     def sqnr_db(self) -> float:
@@ -73,12 +75,14 @@ def find_bad_case(
         raise ConfigError("QAT217", "count", f"is {count}", "Ask for at least one sample")
     reference, other, data = _sides(model1, model2, mode, batches)
     noises: list[float] = []
+    powers: list[Tensor] = []  # a row per sample, a column per output
     heap: list[tuple[float, int, tuple[Tensor, ...]]] = []
     for batch in data:
         with torch.no_grad():
             a, b = (tree_leaves(run(*batch.inputs)) for run in (reference, other))
         seen = [(x, y) for x, y in zip(a, b, strict=True) if x.is_floating_point()]
         _check(seen, len(batch))
+        powers.append(torch.stack([_power(y.double() - x.double(), len(batch)) for x, y in seen], 1).cpu())
         for row, noise in enumerate(_noises(seen, len(batch), error)):
             item = (noise, -len(noises), tuple(x[row : row + 1] for x in batch.inputs))
             noises.append(noise)
@@ -87,7 +91,11 @@ def find_bad_case(
             elif item[:2] > heap[0][:2]:
                 heapq.heapreplace(heap, item)
     worst = sorted(heap, key=lambda item: (-item[0], -item[1]))
-    cases = tuple(BadCase(-place, noise, tuple(x.clone() for x in inputs)) for noise, place, inputs in worst)
+    errors = torch.cat(powers)
+    shares = (errors / errors.sum(0).clamp_min(torch.finfo(errors.dtype).tiny)).mean(1).tolist()
+    cases = tuple(
+        BadCase(-place, noise, tuple(x.clone() for x in inputs), shares[-place]) for noise, place, inputs in worst
+    )
     return BadCases(cases, median(noises), len(noises))
 
 
@@ -126,8 +134,10 @@ def _noises(seen: list[tuple[Tensor, Tensor]], size: int, error: SampleError | N
         return [float(error(a, b)) for a, b in rows]
     total = torch.zeros(size, dtype=torch.float64)
     for x, y in seen:
-        reference = x.double().reshape(size, -1)
-        power = reference.square().sum(1)
-        off = (y.double().reshape(size, -1) - reference).square().sum(1)
+        power, off = _power(x.double(), size), _power(y.double() - x.double(), size)
         total += torch.where(power > 0, off / power, torch.where(off > 0, torch.inf, 0.0)).cpu()
     return (total / len(seen)).tolist()
+
+
+def _power(values: Tensor, size: int) -> Tensor:
+    return values.reshape(size, -1).square().sum(1)

@@ -45,6 +45,13 @@ def table(match: str, existing: Sequence[Record] = (), **settings: Scalar) -> Ed
     return _record("tables", {"match": match, **settings}, existing, "convert")
 
 
+def named(key: str, names: Sequence[str], existing: Sequence[str] = ()) -> Edit:
+    """Add ``names`` to the list of match strings at the dotted ``key``, such as ``qat.hybrid``."""
+    section, name = key.split(".", 1)
+    whole = "[" + ", ".join(f"'{each}'" for each in dict.fromkeys((*existing, *names))) + "]"
+    return Edit(f"{section}:\n  {name}: {whole}", f'dvc exp run --temp -S "{key}={whole}"')
+
+
 def high_precision_outputs() -> Edit:
     return Edit(
         "qconfig:\n  outputs:\n    high_precision: true", "dvc exp run --temp -S qconfig.outputs.high_precision=true"

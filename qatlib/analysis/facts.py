@@ -15,6 +15,7 @@ from qatlib.pipeline.config import Goal
 if TYPE_CHECKING:
     from qatlib.analysis.op_facts import OpFact
     from qatlib.analysis.records import Capture
+    from qatlib.analysis.study import Study
     from qatlib.analysis.unfused import Unfused
     from qatlib.fake.coverage import Coverage
     from qatlib.fake.formats import FormatRow
@@ -54,8 +55,8 @@ class Facts:
     The float metrics may hold that gap as ``train_val_gap``, or the metric on training data as ``train_<metric>``.
     ``ranges`` are those of calibration, beside held-out data; ``unfused`` is what fusion left alone, ``formats`` what
     every op got, ``equalizable`` the ops whose channels ``calibrate.equalize`` would give like ranges.
-    ``overrides`` and ``input_formats`` are the lists of qconfig as they stand, ``tables`` that of convert; an edit has
-    to keep them.
+    ``overrides`` and ``input_formats`` are the lists of qconfig as they stand, ``tables`` and ``preserve`` those of
+    convert, ``hybrid`` that of qat; an edit has to keep them. ``study`` is what ``analyze.sensitivity`` asked for.
     """
 
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -77,6 +78,9 @@ class Facts:
     unfused: tuple[Unfused, ...] = ()
     formats: tuple[FormatRow, ...] = ()
     equalizable: tuple[str, ...] = ()
+    study: Study | None = None
+    hybrid: tuple[str, ...] = ()
+    preserve: tuple[str, ...] = ()
 
     def value(self, stage: str, key: str | None = None) -> float | None:
         """Metric ``key`` (the scored one by default) of ``stage``; None if missing or not finite."""

@@ -16,6 +16,7 @@ from qatlib.analysis.report import ReportData, write_report
 from qatlib.analysis.report.tables import write_tables
 from qatlib.analysis.rules import run_rules
 from qatlib.analysis.similarity import write_similarity
+from qatlib.analysis.study import write_study
 from qatlib.analysis.summary import build_summary, goal_results
 from qatlib.analysis.unfused import write_unfused
 from qatlib.analysis.views import summary_markdown, terminal_table
@@ -41,7 +42,7 @@ def publish(
     expected: Sequence[str] = STAGES,
 ) -> Outcome:
     """Write ``summary.json``, ``summary.md``, ``findings.json``, ``profiler.html``, ``tables.csv``, ``fuse.csv`` and
-    the similarity tables.
+    the similarity tables, and in ``analyze/`` those of a study.
 
     ``performance`` is the content of a compile estimate (``Performance.to_dict()``); empty or None where there is none.
     """
@@ -57,7 +58,7 @@ def publish(
         write_similarity(seen, folder)
     write_tables(facts.ops, folder / "tables.csv")
     write_unfused(facts.unfused, folder / "fuse.csv")
-    write_report(
-        folder / "profiler.html", ReportData(findings, captures, summary, goals, performance, facts.ops, facts.unfused)
-    )
+    write_study(facts.study, folder / "analyze")
+    shown = ReportData(findings, captures, summary, goals, performance, facts.ops, facts.unfused, facts.study)
+    write_report(folder / "profiler.html", shown)
     return Outcome(summary, findings, goals)

@@ -44,7 +44,8 @@ def taylor_scores(
         for name, gradient in zip(wanted, gradients, strict=True):
             made = values[name]
             error = rounded(name, tuple(values[i].detach() for i in formed.model.op(name).node.inputs)) - made
-            per_sample = torch.zeros(()) if gradient is None else (gradient * error).double().flatten(1).sum(1)
+            part = torch.zeros(()) if gradient is None else (gradient * error).double()
+            per_sample = part.flatten(1).sum(1) if part.dim() > 1 else part
             scores[name] = float(per_sample.square().mean())
     return {unit.name: sum(scores.get(name, 0.0) for name in unit.ops) for unit in units}
 

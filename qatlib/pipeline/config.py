@@ -272,9 +272,25 @@ class CompileParams(_Params):
     check_images: Count = 64
 
 
+class SensitivityParams(_Params):
+    """What each op costs; see :func:`qatlib.analysis.study.study_of`."""
+
+    images: Count = 64
+    batch_size: Count = 32
+    kinds: Many[Literal["on", "off", "int16"]] = ("on", "off", "int16")
+    parts: bool = True
+    groups: Many[Name] = ()
+    top: Count | None = None
+    metric: bool = False
+    steps: bool = True
+    conversion: bool = True
+    bad_cases: Annotated[int, Field(ge=0)] = 5
+
+
 class AnalyzeParams(_Params):
     batches: Count = 4
     batch_size: Count = 64
+    sensitivity: SensitivityParams | None = None
 
 
 class FloatCheckParams(_Params):

@@ -7,10 +7,16 @@ from typing import Any
 
 import torch
 
+from qatlib.analysis.bad_case import BadCase, BadCases
+from qatlib.analysis.conversion_loss import ConversionLoss, IntegerTrial
+from qatlib.analysis.distance import Distance
 from qatlib.analysis.facts import Facts, InputFact
 from qatlib.analysis.op_facts import OpFact, WeightFact
 from qatlib.analysis.records import Capture, Mode, OpRecord
+from qatlib.analysis.sensitivity import Sensitivity, Trial
 from qatlib.analysis.stats import Comparison, RunningComparison, RunningSummary
+from qatlib.analysis.study import Study
+from qatlib.analysis.units import Unit
 from qatlib.fake.ranges import Range
 from qatlib.pipeline.config import Goal
 from qatlib.qtype import FLOAT, QType
@@ -81,6 +87,40 @@ def span(name: str, held: float = 1.0) -> Range:
     return Range(name, "int8", "percentile", 1.0, 1 / 127.5, -1.0, 1.0, -held, held, 40.0)
 
 
+UNITS = tuple(Unit(name, (name,), "Conv2d") for name in ("stem", "conv1", "conv2", "conv3", "conv4", "conv5", "fc"))
+
+
+def distance(noise: float) -> Distance:
+    return Distance(noise, noise, 1.0 - noise / 2)
+
+
+def study(noise: float = 1e-3, conversion: float = 1e-5, case: float = 3e-3, **shares: float) -> Study:
+    """64 samples, of noise ``noise`` at the outputs but one of ``case``, of which ops of ``shares`` make those parts.
+
+    16 bits bring back all of it. Integers add the noise ``conversion``, of which conv2 makes 95 %.
+    """
+    trials = []
+    for unit in UNITS:
+        share = shares.get(unit.name, 1 / len(UNITS))
+        seen = distance(noise * (1 - share))
+        trials += [Trial(unit, "off", "all", seen, share), Trial(unit, "int16", "activation", seen, share)]
+    lost = ConversionLoss(
+        whole=distance(conversion),
+        fake_metric=None,
+        trials=tuple(IntegerTrial(u, distance(conversion * s), s) for u in UNITS for s in [0.95 * (u.name == "conv2")]),
+        smallest=(UNITS[2],),
+        explained=0.95,
+        preserved=distance(0.05 * conversion),
+        samples=64,
+    )
+    worst = BadCase(11, case, (), case / (case + 63 * 1e-3))
+    return Study(
+        Sensitivity(distance(noise), None, tuple(trials), 64, dict.fromkeys((u.name for u in UNITS), 1.0)),
+        conversion=lost,
+        bad_cases=(("FvsQ", BadCases((worst,), 1e-3, 64)),),
+    )
+
+
 CLEAN = Facts(
     metrics={
         "float": {"accuracy": 0.93, "images": 10_000, "train_accuracy": 0.95, "train_val_gap": 0.02},
@@ -113,6 +153,7 @@ CLEAN = Facts(
     qvsq=records("QvsQ"),
     ops=(op("conv1"), op("conv2", inputs=("conv1",)), op("fc", "linear", dtype="int32", scale=None, is_output=True)),
     ranges=tuple(span(f"conv{k}") for k in range(20)),
+    study=study(),
 )
 
 

@@ -20,7 +20,7 @@ from qatlib.fake.coverage import Coverage
 from qatlib.fake.formats import FormatRow
 from qatlib.pipeline.config import Config, Goal
 from qatlib.qtype import BOOL, QType
-from tests.analysis.planted import CLEAN, comparison, op, record, records, scored, span
+from tests.analysis.planted import CLEAN, comparison, op, record, records, scored, span, study
 
 ROOT = Path(__file__).parents[2]
 CODES = [each.code for each in all_rules()]
@@ -128,6 +128,9 @@ PLANTED: list[tuple[str, str, str, dict[str, Any]]] = [
     ("QAT033", "info", "c", {"ranges": (*CLEAN.ranges, span("b", 1.2), span("c", 1.5))}),
     ("QAT033", "warning", "c", {"ranges": (span("a"), span("b", 1.2), span("c", 1.5))}),
     ("QAT033", "warning", "", extra(calib__held_out_median_range=0.01)),
+    ("QAT036", "info", "conv3", {"study": study(noise=0.02, conv3=0.6)}),
+    ("QAT037", "warning", "conv2", {"study": study(conversion=6e-4)}),
+    ("QAT038", "warning", "", {"study": study(case=0.3)}),
     ("QAT039", "warning", "conv2", {"fvsq": records(conv2={"channel_amax": UNLIKE}), "equalizable": ("conv2",)}),
     ("QAT024", "info", "gate", {"ops": (op("gate", "table", weight=None, is_output=True),)}),
 ]

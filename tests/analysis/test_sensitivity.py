@@ -205,6 +205,15 @@ def test_a_linear_network_is_foretold_exactly() -> None:
     assert sum(s.scores["a"] for s in found) == pytest.approx(measured, rel=0.02)
 
 
+def test_values_of_one_number_per_sample_are_foretold_as_rows_of_one() -> None:
+    torch.manual_seed(0)
+    x, parts = torch.randn(16, 4), {"a": nn.Linear(4, 6), "b": nn.Linear(6, 1)}
+    rows = sensitivity(calibrated(model(lambda m, x: -m.b(m.a(x)), **parts), x), x)
+    flat = sensitivity(calibrated(model(lambda m, x: -m.b(m.a(x)).flatten(), **parts), x), x)
+    assert flat.scores == pytest.approx(rows.scores)
+    assert all(flat.scores.values())
+
+
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
     [([1, 2, 3], [10, 20, 90], 1.0), ([1, 2, 3], [3, 2, 1], -1.0), ([1, 1, 1], [1, 2, 3], 0.0)],

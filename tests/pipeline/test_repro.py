@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,6 +91,51 @@ def test_the_gate_fails_closed(finished: Repository, tmp_path: Path) -> None:
     done = repository.run("qatlib", "gate", check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("QAT195")
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_stage_measures_what_each_op_costs(finished: Repository) -> None:
+    folder = finished.folder / "reports/analyze"
+    seen = rows(folder / "sensitivity.csv")
+    ops = list(dict.fromkeys(row["op"] for row in seen))
+    assert ops == ["(none)", "(all)", "x", "stem", "body", "adaptive_avg_pool2d", "head"]
+    (whole,) = (float(row["sqnr_db"]) for row in seen if row["op"] == "(all)")
+    steps = rows(folder / "steps.csv")
+    assert float(steps[-1]["first_sqnr_db"]) == whole
+    assert {row["mode"] for row in rows(folder / "bad_cases.csv")} == {"FvsQ", "QvsQ"}
+    assert [row["op"] for row in rows(folder / "conversion_loss.csv")][:2] == ["(none)", "(all)"]
+    assert 'id="sensitivity"' in (finished.folder / "reports/profiler.html").read_text()
+
+
+def test_the_command_measures_what_is_asked_for(finished: Repository, tmp_path: Path) -> None:
+    repository = finished.copy(tmp_path / "p")
+    done = repository.run(
+        "qatlib", "sensitivity", "--top", "2", "--images", "32", "--metric", "--out", str(tmp_path / "o")
+    )
+    assert "32 samples" in done.stdout
+    seen = rows(tmp_path / "o/sensitivity.csv")
+    assert len({row["op"] for row in seen} - {"(none)", "(all)"}) == 2
+    assert all(0.0 <= float(row["metric"]) <= 1.0 for row in seen)
+    assert repository.run("git", "status", "--porcelain").stdout == ""
+    for options, code in ((["--group", "nothing"], "QAT144"), ([], "QAT")):
+        if not options:
+            shutil.rmtree(repository.folder / "artifacts")
+        refused = repository.run("qatlib", "sensitivity", *options, check=False)
+        assert (refused.returncode, refused.stderr.count("\n")) == (1, 1), refused.stderr
+        assert refused.stderr.startswith(code)
+
+
+def test_the_study_is_switched_off_by_one_value(finished: Repository, tmp_path: Path) -> None:
+    repository = finished.copy(tmp_path / "p")
+    repository.set(analyze={"sensitivity": None})
+    repository.stage("analyze")
+    written = sorted((repository.folder / "reports/analyze").iterdir())
+    assert [path.name for path in written] == ["bad_cases.csv", "conversion_loss.csv", "sensitivity.csv", "steps.csv"]
+    assert all(rows(path) == [] for path in written)
 
 
 # -- experiments -------------------------------------------------------------------------------------------------------

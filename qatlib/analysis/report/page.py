@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -14,6 +14,14 @@ from qatlib.analysis.goals import GoalResult
 from qatlib.analysis.op_facts import OpFact
 from qatlib.analysis.records import STAGES_OF, Capture
 from qatlib.analysis.report.plots import depth_plot
+from qatlib.analysis.report.study import (
+    SHOWN,
+    conversion_table,
+    sensitivity_table,
+    share_bars,
+    step_curve,
+    step_table,
+)
 from qatlib.analysis.report.tables import (
     Cell,
     fuse_columns,
@@ -30,6 +38,9 @@ from qatlib.analysis.report.waterfall import Waterfall, waterfall
 from qatlib.analysis.unfused import Unfused
 from qatlib.atomic import write_text
 
+if TYPE_CHECKING:
+    from qatlib.analysis.study import Study
+
 OPEN = 3
 """Findings shown unfolded."""
 
@@ -39,7 +50,8 @@ class ReportData:
     """What the page shows; a part that is empty or None is left out.
 
     ``summary`` is the content of summary.json, ``performance`` that of a compile estimate (``Performance.to_dict()``),
-    ``ops`` the facts of the Program, whose tables are listed, ``unfused`` what fusion left alone.
+    ``ops`` the facts of the Program, whose tables are listed, ``unfused`` what fusion left alone, ``study`` what
+    ``analyze.sensitivity`` asked for.
     """
 
     findings: Sequence[Finding] = ()
@@ -49,12 +61,19 @@ class ReportData:
     performance: Mapping[str, Any] | None = None
     ops: Sequence[OpFact] = ()
     unfused: Sequence[Unfused] = ()
+    study: Study | None = None
     title: str = "Quantization report"
+
+
+_HIGHER = "SQNR in dB, higher is better"
 
 
 @dataclass(frozen=True)
 class _OpTable:
-    """``inner`` says of each row whether it is an inner step of a composite, which is folded away at first."""
+    """``inner`` says of each row whether it is an inner step of a composite, which is folded away at first.
+
+    ``legend`` of the plot: pairs of CSS class and words.
+    """
 
     anchor: str
     link: str
@@ -64,6 +83,7 @@ class _OpTable:
     rows: Sequence[Sequence[Cell]]
     inner: Sequence[bool] = ()
     plot: str = ""
+    legend: Sequence[tuple[str, str]] = ()
     unmeasured: Sequence[tuple[str, str, str]] = ()
 
 
@@ -82,6 +102,8 @@ def render(data: ReportData) -> str:
         tables.append(_table_table(data.ops))
     if data.unfused:
         tables.append(_fuse_table(data.unfused))
+    if data.study is not None:
+        tables += _study_tables(data.study)
     if data.performance is not None:
         tables.append(_perf_table(data.performance))
     loss: Waterfall | None = waterfall(data.summary) if data.summary is not None else None
@@ -113,6 +135,7 @@ def _capture_table(capture: Capture) -> _OpTable:
         rows=[op_cells(record) for record in capture.records],
         inner=inner_steps(capture),
         plot=depth_plot(capture),
+        legend=(("acc", "accumulated"), ("op", "op alone, same input"), ("", _HIGHER)),
         unmeasured=[(item.name, item.what, item.why) for item in capture.unmeasured],
     )
 
@@ -145,6 +168,58 @@ def _fuse_table(rows: Sequence[Unfused]) -> _OpTable:
         columns=fuse_columns(),
         rows=[[Cell(text, text.lower()) for text in row] for row in shown],
     )
+
+
+def _study_tables(study: Study) -> list[_OpTable]:
+    seen, steps, lost = study.sensitivity, study.steps, study.conversion
+    columns, rows = sensitivity_table(seen)
+    correlation = (
+        "" if seen.correlation is None else f" Their ranks and the scores' correlate by {seen.correlation:.2f}."
+    )
+    tables = [
+        _OpTable(
+            anchor="sensitivity",
+            link="Sensitivity",
+            title="What rounding each op costs at the output",
+            note=f"{seen.samples} samples; with everything rounded the outputs have {seen.whole.sqnr_db:.1f} dB,"
+            " against the same weights in float. Shares need not add up to 100 %: errors cancel and grow."
+            f"{correlation}",
+            columns=columns,
+            rows=rows,
+            plot=share_bars(seen),
+            legend=(("", f"share of the error power at the output, the {SHOWN} largest"),),
+            unmeasured=[(item.name, item.what, item.why) for item in seen.unmeasured],
+        )
+    ]
+    if steps is not None:
+        columns, rows = step_table(steps)
+        tables.append(
+            _OpTable(
+                anchor="steps",
+                link="Steps",
+                title="Rounding one more op at a time",
+                note=f"{steps.samples} samples: the first k ops rounded and the rest float, and each op alone.",
+                columns=columns,
+                rows=rows,
+                plot=step_curve(steps),
+                legend=(("acc", "first k rounded"), ("op", "this op alone"), ("", _HIGHER)),
+            )
+        )
+    if lost is not None:
+        columns, rows = conversion_table(lost)
+        tables.append(
+            _OpTable(
+                anchor="conversion",
+                link="Conversion",
+                title="What each op loses in integers",
+                note=f"{lost.samples} samples; the integer outputs have {lost.whole.sqnr_db:.1f} dB against fake-quant."
+                f" With the ops that explain it in fake-quant form they would have {lost.preserved.sqnr_db:.1f} dB.",
+                columns=columns,
+                rows=rows,
+                unmeasured=[(item.name, item.what, item.why) for item in lost.unmeasured],
+            )
+        )
+    return tables
 
 
 def _perf_table(performance: Mapping[str, Any]) -> _OpTable:

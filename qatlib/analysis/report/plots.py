@@ -42,7 +42,7 @@ def depth_plot(capture: Capture) -> Markup:
         return TOP + (HEIGHT - TOP - BOTTOM) * (high - max(low, db)) / (high - low)
 
     parts = [
-        *_grid(low, high, y),
+        *grid(low, high, y, "op, in forward order"),
         _line(accumulated, x, y),
         *_dots(same, x, y),
         *_labels(capture, accumulated, same, x, y),
@@ -57,12 +57,13 @@ _X = Callable[[OpRecord], float]
 _Y = Callable[[float], float]
 
 
-def _grid(low: float, high: float, y: _Y) -> list[str]:
+def grid(low: float, high: float, y: _Y, along: str) -> list[str]:
+    """Lines and numbers of the dB axis, and the words below the other one."""
     step = 10 if high - low <= 60 else 20
     ticks = range(int(low), int(high) + 1, step)
     lines = [f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>' for t in ticks]
     names = [f'<text x="{LEFT - 6}" y="{y(t) + 4:.1f}" text-anchor="end">{t}</text>' for t in ticks]
-    axis = f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">op, in forward order</text>'
+    axis = f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{along}</text>'
     return [*lines, *names, axis]
 
 

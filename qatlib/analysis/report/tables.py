@@ -33,17 +33,18 @@ def show(value: object, digits: int = 4) -> str:
     return str(value)
 
 
-def _number(value: float | None, digits: int = 4, suffix: str = "") -> Cell:
+def number(value: float | None, digits: int = 4, suffix: str = "") -> Cell:
+    """A number with ``digits`` significant digits; None is a dash and sorts last."""
     if value is None:
         return Cell("–", None)
     key = value if math.isfinite(value) else math.copysign(1e300, value)
     return Cell(show(float(value), digits) + suffix, key)
 
 
-def _fixed(value: float | None, decimals: int) -> Cell:
+def fixed(value: float | None, decimals: int) -> Cell:
     """Aligned decimals: for columns whose values lie close together."""
     if value is None or not math.isfinite(value):
-        return _number(value)
+        return number(value)
     return Cell(f"{value:.{decimals}f}", value)
 
 
@@ -76,16 +77,16 @@ def op_cells(record: OpRecord) -> tuple[Cell, ...]:
         Cell(record.title, record.title.lower(), record.name),
         Cell(kind, kind.lower(), record.module_type),
         Cell(record.qtype.dtype, record.qtype.dtype),
-        _number(record.scale),
-        _number(seen.min if seen else None),
-        _number(seen.max if seen else None),
-        _fixed(acc.cosine if acc else None, 5),
-        _fixed(acc.sqnr_db if acc else None, 1),
-        _number(acc.max_abs if acc else None),
-        _number(acc.max_lsb if acc else None, 3),
-        _fixed(same.sqnr_db if same else None, 1),
-        _number(same.max_lsb if same else None, 3),
-        _number(None if share is None else 100.0 * share, 3, " %"),
+        number(record.scale),
+        number(seen.min if seen else None),
+        number(seen.max if seen else None),
+        fixed(acc.cosine if acc else None, 5),
+        fixed(acc.sqnr_db if acc else None, 1),
+        number(acc.max_abs if acc else None),
+        number(acc.max_lsb if acc else None, 3),
+        fixed(same.sqnr_db if same else None, 1),
+        number(same.max_lsb if same else None, 3),
+        number(None if share is None else 100.0 * share, 3, " %"),
     )
 
 
@@ -123,7 +124,7 @@ def table_cells(op: OpFact) -> tuple[Cell, ...]:
     words = [Cell(str(value), str(value).lower(), op.module if i == 0 else "") for i, value in enumerate(values[:4])]
     return (
         *words,
-        *(_number(float(value), 3) if isinstance(value, float) else Cell(str(value), value) for value in values[4:]),
+        *(number(float(value), 3) if isinstance(value, float) else Cell(str(value), value) for value in values[4:]),
     )
 
 
@@ -169,7 +170,7 @@ def perf_cells(op: Mapping[str, Any], total_us: float) -> tuple[Cell, ...]:
         Cell(op["op"], str(op["op"]).lower(), op["module"]),
         Cell(op["kind"], op["kind"]),
         Cell(op["unit"], op["unit"]),
-        _number(float(op["latency_us"])),
+        number(float(op["latency_us"])),
         Cell(f"{share:.1f} %", share),
         *(Cell(f"{op[key]:,}", op[key]) for key in ("macs", "sram_bytes", "dram_bytes")),
         Cell(op["bound"], op["bound"]),
