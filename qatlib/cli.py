@@ -1,6 +1,6 @@
 """The ``qatlib`` command: looks at what the pipeline left in ``reports/``, and compares device dumps.
 
-Looking at reports imports no torch.
+`explain` imports no torch.
 """
 
 from __future__ import annotations
@@ -25,15 +25,32 @@ def main() -> None:
 @main.command()
 def summary() -> None:
     """Show the accuracy of every form of the network, the worst findings and the latency estimate."""
-    from qatlib.analysis.findings import Finding
+    from qatlib.analysis.findings import read_findings
     from qatlib.analysis.goals import judge
     from qatlib.analysis.views import terminal_table
 
     with _one_line_errors():
         document = _read("reports/summary.json")
-        findings = [Finding(**{k: v for k, v in f.items() if k != "page"}) for f in _read("reports/findings.json")]
         results = judge(_goals(), document, document["stale"])
-        Console().print(terminal_table(document, findings, results, "reports/profiler.html"))
+        Console().print(terminal_table(document, read_findings(), results, "reports/profiler.html"))
+
+
+@main.command()
+@click.argument("code")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: the page, and what was found.")
+def explain(code: str, as_json: bool) -> None:
+    """Show what a finding or error CODE such as QAT031 means, and what of it the last run found."""
+    from qatlib.analysis.explain import explanation, full_code, page
+    from qatlib.analysis.findings import FINDINGS, read_findings
+
+    with _one_line_errors():
+        text = page(code)
+        seen = read_findings() if Path(FINDINGS).exists() else ()
+    found = [finding for finding in seen if finding.code == full_code(code)]
+    if as_json:
+        click.echo(json.dumps({"code": full_code(code), "page": text, "findings": [f.document() for f in found]}))
+    else:
+        Console().print(explanation(text, found))
 
 
 @main.command()

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+from qatlib.errors import StageError
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+SEVERITY_STYLES: dict[Severity, str] = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+"""For rich."""
+FINDINGS = "reports/findings.json"
 
 
 @dataclass(frozen=True)
@@ -47,9 +54,30 @@ class Finding:
         }
 
 
+def read_findings(path: str | Path = FINDINGS) -> tuple[Finding, ...]:
+    """The findings that the analyze stage wrote, errors first.
+
+    Raises StageError QAT195 if there is no such file or it holds something else.
+    """
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        return tuple(Finding(**{k: v for k, v in item.items() if k != "page"}) for item in document)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise StageError("QAT195", str(path), f"cannot be read ({error})", "Run dvc repro first") from None
+
+
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Errors first; findings of one severity keep the order in which they were given."""
     return tuple(sorted(findings, key=lambda f: SEVERITIES.index(f.severity)))
+
+
+def evidence_text(finding: Finding) -> str:
+    """The numbers of a finding on one line."""
+    shown = (
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in finding.evidence.items()
+    )
+    return ", ".join(shown)
 
 
 def severity_counts(findings: Iterable[Finding]) -> dict[str, int]:

@@ -10,11 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from qatlib.analysis.facts import STAGE_TITLES
-from qatlib.analysis.findings import Finding
+from qatlib.analysis.findings import SEVERITY_STYLES, Finding, evidence_text
 from qatlib.analysis.goals import GoalResult
 
 SHOWN = 5
-_STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 
 def stage_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -29,15 +28,6 @@ def stage_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             shown = "" if ratio is None else f"{ratio:.2%}"
             rows.append((title, f"{numbers[summary['metric']]:.4f}{mark}", shown, str(numbers.get("images", ""))))
     return rows
-
-
-def evidence_text(finding: Finding) -> str:
-    """The numbers of a finding on one line."""
-    shown = (
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in finding.evidence.items()
-    )
-    return ", ".join(shown)
 
 
 def summary_markdown(summary: Mapping[str, Any], findings: Sequence[Finding], goals: Sequence[GoalResult]) -> str:
@@ -100,7 +90,7 @@ def terminal_table(
         lines.append("passed" if result.met else "FAILED", style="green" if result.met else "bold red")
         lines.append(f": {result.text}, is {'missing' if result.value is None else format(result.value, '.6g')}\n")
     for finding in findings[:SHOWN]:
-        lines.append(f"{finding.severity} {finding.code}", style=_STYLES[finding.severity])
+        lines.append(f"{finding.severity} {finding.code}", style=SEVERITY_STYLES[finding.severity])
         lines.append(f" {finding.module + ': ' if finding.module else ''}{finding.title}\n  try: {finding.command}\n")
     lines.append(f"report: {report}")
     return Group(table, lines)
