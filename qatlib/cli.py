@@ -41,14 +41,13 @@ def summary() -> None:
 def explain(code: str, as_json: bool) -> None:
     """Show what a finding or error CODE such as QAT031 means, and what of it the last run found."""
     from qatlib.analysis.explain import explanation, full_code, page
-    from qatlib.analysis.findings import FINDINGS, read_findings
+    from qatlib.analysis.findings import FINDINGS, Found, of_code, read_findings
 
     with _one_line_errors():
         text = page(code)
-        seen = read_findings() if Path(FINDINGS).exists() else ()
-    found = [finding for finding in seen if finding.code == full_code(code)]
+        found = of_code(read_findings() if Path(FINDINGS).exists() else Found(), full_code(code))
     if as_json:
-        click.echo(json.dumps({"code": full_code(code), "page": text, "findings": [f.document() for f in found]}))
+        click.echo(json.dumps({"code": full_code(code), "page": text, **found.document()}))
     else:
         Console().print(explanation(text, found))
 

@@ -15,7 +15,7 @@ from rich.markdown import Markdown
 from rich.syntax import Syntax
 from rich.text import Text
 
-from qatlib.analysis.findings import SEVERITY_STYLES, Finding, evidence_text
+from qatlib.analysis.findings import SEVERITY_STYLES, Finding, Found, evidence_text
 from qatlib.errors import ConfigError, StageError
 
 PAGES = Path(__file__).parents[1] / "pages"
@@ -42,15 +42,19 @@ def full_code(code: str) -> str:
     return f"QAT{int(short[1]):03}" if short else code
 
 
-def explanation(text: str, findings: Sequence[Finding] = ()) -> Group:
+def explanation(text: str, found: Found) -> Group:
     """What was found in the last run, above the Markdown ``text`` of the page; for ``rich.print``."""
-    return Group(*(_found(finding) for finding in findings), Markdown(text))
+    shown = [_shown(finding) for finding in found.findings]
+    shown += [_shown(one.finding, f"  ignored: {one.reason}") for one in found.ignored]
+    return Group(*shown, Markdown(text))
 
 
-def _found(finding: Finding) -> Group:
+def _shown(finding: Finding, ignored: str = "") -> Group:
     head = Text(f"{finding.severity} {finding.code}", style=SEVERITY_STYLES[finding.severity])
     head.append(f" {finding.module + ': ' if finding.module else ''}{finding.title}", style="default not bold")
     lines: list[Text | Syntax] = [head, Text(f"  {evidence_text(finding)}")]
+    if ignored:
+        return Group(*lines, Text(ignored), Text())
     if finding.edit:
         lines += [Text("  change:"), Syntax(finding.edit, "yaml", background_color="default", padding=(0, 4))]
     if finding.command:

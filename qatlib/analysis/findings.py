@@ -54,16 +54,49 @@ class Finding:
         }
 
 
-def read_findings(path: str | Path = FINDINGS) -> tuple[Finding, ...]:
-    """The findings that the analyze stage wrote, errors first.
+@dataclass(frozen=True)
+class Ignored:
+    """A finding that ``analyze.ignore`` names, and why."""
 
-    Raises StageError QAT195 if there is no such file or it holds something else.
-    """
+    finding: Finding
+    reason: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """``findings`` errors first; ``notes`` are on records of ``analyze.ignore`` that match nothing."""
+
+    findings: tuple[Finding, ...] = ()
+    ignored: tuple[Ignored, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """Content of ``findings.json``."""
+        return {
+            "findings": [finding.document() for finding in self.findings],
+            "ignored": [{**one.finding.document(), "reason": one.reason} for one in self.ignored],
+            "notes": list(self.notes),
+        }
+
+
+def read_findings(path: str | Path = FINDINGS) -> Found:
+    """What the analyze stage wrote; raises StageError QAT195 if there is no such file or it holds something else."""
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
-        return tuple(Finding(**{k: v for k, v in item.items() if k != "page"}) for item in document)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise StageError("QAT195", str(path), f"cannot be read ({error})", "Run dvc repro first") from None
+        ignored = tuple(Ignored(_finding(item), item["reason"]) for item in document["ignored"])
+        return Found(tuple(map(_finding, document["findings"])), ignored, tuple(document["notes"]))
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise StageError("QAT195", str(path), f"cannot be read ({error!r})", "Run dvc repro first") from None
+
+
+def of_code(found: Found, code: str) -> Found:
+    """Only the findings of ``code``."""
+    ignored = (one for one in found.ignored if one.finding.code == code)
+    return Found(tuple(finding for finding in found.findings if finding.code == code), tuple(ignored))
+
+
+def _finding(document: Mapping[str, Any]) -> Finding:
+    return Finding(**{key: value for key, value in document.items() if key not in ("page", "reason")})
 
 
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,12 +30,16 @@ _OPTIMIZER = rf"^(sgd|adamw|adam|rmsprop)$|{_ENTRY}"
 _DISTILL = rf"^(kl|mse)$|{_ENTRY}"
 _METRIC = r"^\w+(\.\w+)+$"
 _DEVICE = r"^(cpu|cuda(:\d+)?)$"
+_FINDING = r"^QAT0\d\d$"
+_SAYS_SOMETHING = r"\S"
 _IN_WORDS = {
     _ENTRY: 'an entry point "module:callable"',
     _OPTIMIZER: 'sgd, adamw, adam, rmsprop or an entry point "module:callable"',
     _DISTILL: 'kl, mse or an entry point "module:callable"',
     _METRIC: "a dotted metric key such as ratio.integer",
     _DEVICE: "cpu, cuda or cuda:N",
+    _FINDING: "the code of a finding, such as QAT012",
+    _SAYS_SOMETHING: "a reason for people, not empty",
 }
 
 Entry = Annotated[str, Field(pattern=_ENTRY)]
@@ -272,9 +277,26 @@ class CompileParams(_Params):
     check_images: Count = 64
 
 
+class Ignore(_Params):
+    """Findings of ``code`` in the modules that ``match`` covers, containers included, are known and left out."""
+
+    code: Annotated[str, Field(pattern=_FINDING)]
+    match: Name = "*"
+    reason: Annotated[str, Field(pattern=_SAYS_SOMETHING)]
+
+    @model_validator(mode="after")
+    def _match_is_legal(self) -> Ignore:
+        try:
+            re.compile(self.match[3:] if self.match.startswith("re:") else "")
+        except re.error as error:
+            raise ValueError(f"match {self.match!r} is not a regular expression: {error}") from None
+        return self
+
+
 class AnalyzeParams(_Params):
     batches: Count = 4
     batch_size: Count = 64
+    ignore: Many[Ignore] = ()
 
 
 class FloatCheckParams(_Params):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,18 +15,23 @@ import pytest
 from click.testing import CliRunner, Result
 
 from qatlib.analysis.explain import PAGES, page
-from qatlib.analysis.findings import Finding
+from qatlib.analysis.findings import Finding, Found, Ignored
 from qatlib.cli import main
 from qatlib.errors import StageError
 
 ROOT = Path(__file__).parents[2]
 RULES = sorted(path.stem for path in (ROOT / "docs/rules").glob("QAT*.md"))
 ERRORS = re.findall(r"^\| (QAT\d{3}) \| (.*) \| (.*) \|$", (ROOT / "docs/errors.md").read_text(), re.M)
-FOUND = [
-    Finding("QAT008", "warning", "too coarse", "a.conv", {"op_sqnr_db": 3.302}, "qconfig:\n  overrides: []", "dvc exp"),
-    Finding("QAT008", "warning", "too coarse", "b.conv"),
-    Finding("QAT031", "info", "no epoch won"),
-]
+FOUND = Found(
+    (
+        Finding(
+            "QAT008", "warning", "too coarse", "a.conv", {"op_sqnr_db": 3.302}, "qconfig:\n  overrides: []", "dvc exp"
+        ),
+        Finding("QAT008", "warning", "too coarse", "b.conv"),
+        Finding("QAT031", "info", "no epoch won"),
+    ),
+    (Ignored(Finding("QAT008", "warning", "too coarse", "c.conv"), "c is a mask"),),
+)
 
 
 def explain(*arguments: str) -> Result:
@@ -41,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def reports(folder: Path) -> Path:
     (folder / "reports").mkdir()
-    (folder / "reports/findings.json").write_text(json.dumps([f.document() for f in FOUND]))
+    (folder / "reports/findings.json").write_text(json.dumps(FOUND.document()))
     return folder
 
 
@@ -71,12 +77,22 @@ def test_the_page_is_shown_without_reports(folder: Path, written: str) -> None:
 
 def test_what_was_found_stands_above_the_page(reports: Path) -> None:
     shown = explain("QAT008").output
-    order = ["a.conv", "op_sqnr_db 3.302", "overrides: []", "try: dvc exp", "b.conv", "Why it matters"]
+    order = [
+        "a.conv",
+        "op_sqnr_db 3.302",
+        "overrides: []",
+        "try: dvc exp",
+        "b.conv",
+        "c.conv",
+        "ignored: c is a mask",
+        "Why it matters",
+    ]
     places = [shown.index(text) for text in order]
     assert places == sorted(places)
     assert "no epoch won" not in shown
     document = json.loads(explain("8", "--json").output)
     assert [found["module"] for found in document["findings"]] == ["a.conv", "b.conv"]
+    assert [found["reason"] for found in document["ignored"]] == ["c is a mask"]
     assert (document["code"], document["page"]) == ("QAT008", page("QAT008"))
 
 
@@ -96,7 +112,7 @@ def test_an_unknown_code_is_one_message_with_the_nearest(folder: Path, code: str
 
 
 def test_findings_that_cannot_be_read_are_one_message(reports: Path) -> None:
-    for text in ("{", "[1]", '[{"nothing": 1}]', '{"a": 1}'):
+    for text in ("{", "[]", '{"findings": [{"nothing": 1}], "ignored": [], "notes": []}', '{"a": 1}'):
         (reports / "reports/findings.json").write_text(text)
         shown = explain("QAT008")
         assert (shown.exit_code, shown.stderr[:6]) == (1, "QAT195"), text
@@ -122,6 +138,7 @@ def test_a_wheel_holds_the_pages_and_without_them_one_message_says_so(tmp_path: 
         page("QAT031", pages)
 
 
-def test_it_needs_no_torch() -> None:
-    ask = "import sys; from qatlib.cli import main; main(['explain', '31'], False); sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", ask.replace("False", "standalone_mode=False")], cwd=ROOT, check=True)
+def test_it_needs_no_torch(folder: Path) -> None:
+    call = "main(['explain', '31'], standalone_mode=False)"
+    ask = f"import sys; from qatlib.cli import main; {call}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", ask], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from qatlib.analysis.findings import Finding, severity_counts
+from qatlib.analysis.findings import Found, severity_counts
 from qatlib.analysis.goals import GoalResult
 from qatlib.analysis.op_facts import OpFact
 from qatlib.analysis.records import STAGES_OF, Capture
@@ -42,7 +42,7 @@ class ReportData:
     ``ops`` the facts of the Program, whose tables are listed, ``unfused`` what fusion left alone.
     """
 
-    findings: Sequence[Finding] = ()
+    found: Found = field(default_factory=Found)
     captures: Sequence[Capture] = ()
     summary: Mapping[str, Any] | None = None
     goals: Sequence[GoalResult] = ()
@@ -90,8 +90,8 @@ def render(data: ReportData) -> str:
         loss=loss,
         summary=data.summary,
         goals=data.goals,
-        findings=data.findings,
-        counts=severity_counts(data.findings),
+        found=data.found,
+        counts=severity_counts(data.found.findings),
         open=OPEN,
         tables=tables,
     )
