@@ -53,6 +53,28 @@ def explain(code: str, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("code")
+@click.option("--module", help="Module of the finding, where there are several of that code.")
+@click.option("--dry-run", is_flag=True, help="Show the change and write nothing.")
+def apply(code: str, module: str | None, dry_run: bool) -> None:
+    """Write the edit of finding CODE into params.yaml, keeping comments and layout; print the diff and what to run."""
+    from qatlib.analysis.apply import finding_of, plan
+    from qatlib.analysis.explain import full_code
+    from qatlib.analysis.findings import read_findings
+
+    with _one_line_errors():
+        finding = finding_of(read_findings(), full_code(code), module)
+        change = plan(finding)
+        if not change.diff:
+            click.echo("params.yaml holds this edit already; run: dvc repro")
+            return
+        click.echo(change.diff)
+        if not dry_run:
+            change.write()
+    click.echo(f"try it without the change: {finding.command}" if dry_run else "written; run next: dvc repro")
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def gate(as_json: bool) -> None:
     """Exit with 1 unless every goal of params.yaml is met; what is missing, stale or not finite fails."""

@@ -352,7 +352,13 @@ def load_config(
 
     ``over`` are values by section and key that take the place of those in the file, as ``dvc exp run -S`` does.
     """
-    document = _read(Path(path))
+    return check_config(_read(Path(path)), str(path), over)
+
+
+def check_config(
+    document: dict[str, Any], where: str, over: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+) -> Config:
+    """The configuration of a ``document`` read from the file ``where``; raises ConfigError QAT101."""
     for section, values in over.items():
         if isinstance(found := document.get(section, {}), dict):
             document[section] = {**found, **values}
@@ -366,13 +372,17 @@ def load_config(
     if config is None or problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         lines = "".join(f"\n  {key}: {text}" for key, text in problems)
-        raise ConfigError("QAT101", str(path), f"{count}{lines}", "\nEach key is explained beside it in params.yaml")
+        raise ConfigError("QAT101", where, f"{count}{lines}", "\nEach key is explained beside it in params.yaml")
     return config
+
+
+def yaml_values(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        document = yaml_values(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             "QAT100", str(path), f"cannot be read ({error.strerror})", "Run in the project root"
