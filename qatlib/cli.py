@@ -92,6 +92,23 @@ def gate(as_json: bool) -> None:
     sys.exit(0 if rows and all(row["met"] for row in rows) else 1)
 
 
+@main.command("check")
+@click.argument("part", required=False, type=click.Choice(["entries", "shared", "fuse", "qconfig", "target"]))
+def check_command(part: str | None) -> None:
+    """Look at params.yaml and the model before calibration, all or one PART; exit 1 on errors.
+
+    One sample of the calib split is read, for its shapes; nothing is written.
+    """
+    with _one_line_errors():
+        from qatlib.analysis.check import check, show
+        from qatlib.pipeline.config import load_config
+        from qatlib.pipeline.project import Project
+
+        sections = check(Project(load_config()), part)
+    Console(width=None if sys.stdout.isatty() else 160).print(show(sections))
+    sys.exit(1 if any(section.errors for section in sections) else 0)
+
+
 @main.command()
 @click.argument("program", type=click.Path(path_type=Path))
 @click.option("--inputs", "files", multiple=True, required=True, type=click.Path(path_type=Path),
