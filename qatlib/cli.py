@@ -1,6 +1,6 @@
 """The ``qatlib`` command: looks at what the pipeline left in ``reports/``, and compares device dumps.
 
-Looking at reports imports no torch.
+`explain` imports no torch.
 """
 
 from __future__ import annotations
@@ -25,15 +25,53 @@ def main() -> None:
 @main.command()
 def summary() -> None:
     """Show the accuracy of every form of the network, the worst findings and the latency estimate."""
-    from qatlib.analysis.findings import Finding
+    from qatlib.analysis.findings import read_findings
     from qatlib.analysis.goals import judge
     from qatlib.analysis.views import terminal_table
 
     with _one_line_errors():
         document = _read("reports/summary.json")
-        findings = [Finding(**{k: v for k, v in f.items() if k != "page"}) for f in _read("reports/findings.json")]
         results = judge(_goals(), document, document["stale"])
-        Console().print(terminal_table(document, findings, results, "reports/profiler.html"))
+        Console().print(terminal_table(document, read_findings(), results, "reports/profiler.html"))
+
+
+@main.command()
+@click.argument("code")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: the page, and what was found.")
+def explain(code: str, as_json: bool) -> None:
+    """Show what a finding or error CODE such as QAT031 means, and what of it the last run found."""
+    from qatlib.analysis.explain import explanation, full_code, page
+    from qatlib.analysis.findings import FINDINGS, Found, of_code, read_findings
+
+    with _one_line_errors():
+        text = page(code)
+        found = of_code(read_findings() if Path(FINDINGS).exists() else Found(), full_code(code))
+    if as_json:
+        click.echo(json.dumps({"code": full_code(code), "page": text, **found.document()}))
+    else:
+        Console().print(explanation(text, found))
+
+
+@main.command()
+@click.argument("code")
+@click.option("--module", help="Module of the finding, where there are several of that code.")
+@click.option("--dry-run", is_flag=True, help="Show the change and write nothing.")
+def apply(code: str, module: str | None, dry_run: bool) -> None:
+    """Write the edit of finding CODE into params.yaml, keeping comments and layout; print the diff and what to run."""
+    from qatlib.analysis.apply import finding_of, plan
+    from qatlib.analysis.explain import full_code
+    from qatlib.analysis.findings import read_findings
+
+    with _one_line_errors():
+        finding = finding_of(read_findings(), full_code(code), module)
+        change = plan(finding)
+        if not change.diff:
+            click.echo("params.yaml holds this edit already; run: dvc repro")
+            return
+        click.echo(change.diff)
+        if not dry_run:
+            change.write()
+    click.echo(f"try it without the change: {finding.command}" if dry_run else "written; run next: dvc repro")
 
 
 @main.command()
@@ -52,6 +90,23 @@ def gate(as_json: bool) -> None:
         for row in rows:
             click.echo(f"{'ok    ' if row['met'] else 'FAILED'}  {row['goal']}  (is {row['value']})")
     sys.exit(0 if rows and all(row["met"] for row in rows) else 1)
+
+
+@main.command("check")
+@click.argument("part", required=False, type=click.Choice(["entries", "shared", "fuse", "qconfig", "target"]))
+def check_command(part: str | None) -> None:
+    """Look at params.yaml and the model before calibration, all or one PART; exit 1 on errors.
+
+    One sample of the calib split is read, for its shapes; nothing is written.
+    """
+    with _one_line_errors():
+        from qatlib.analysis.check import check, show
+        from qatlib.pipeline.config import load_config
+        from qatlib.pipeline.project import Project
+
+        sections = check(Project(load_config()), part)
+    Console(width=None if sys.stdout.isatty() else 160).print(show(sections))
+    sys.exit(1 if any(section.errors for section in sections) else 0)
 
 
 @main.command()

@@ -12,6 +12,8 @@ def main(config: Config) -> None:
     import json
     from pathlib import Path
 
+    import click
+
     from qatlib.analysis.facts import Facts, input_facts
     from qatlib.analysis.op_facts import program_facts
     from qatlib.analysis.outcome import publish
@@ -38,6 +40,7 @@ def main(config: Config) -> None:
         metric=metric.name,
         higher_is_better=metric.higher_is_better,
         goals=config.goals,
+        ignore=config.analyze.ignore,
         state=fake.state.name,
         floor=config.float_check.floor,
         max_train_val_gap=config.float_check.max_train_val_gap,
@@ -57,7 +60,9 @@ def main(config: Config) -> None:
         hybrid=config.qat.hybrid,
         preserve=config.convert.preserve,
     )
-    publish(facts, performance=json.loads(Path("reports/compile_sim/performance.json").read_text()))
+    outcome = publish(facts, performance=json.loads(Path("reports/compile_sim/performance.json").read_text()))
+    for note in outcome.notes:
+        click.echo(note)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def diagnosed(fault: Fault, folder: Path) -> list[dict[str, Any]]:
         for stage in STAGES:
             with _quiet():
                 stage.main([], standalone_mode=False)
-        found: list[dict[str, Any]] = json.loads(Path("reports/findings.json").read_text())
+        found: list[dict[str, Any]] = json.loads(Path("reports/findings.json").read_text())["findings"]
     return found
 
 

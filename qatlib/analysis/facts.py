@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import qatlib.ops  # noqa: F401 registers the operators
 from qatlib.analysis.edits import Edit, Record, input_format, override
 from qatlib.ops.base import BY_KIND
-from qatlib.pipeline.config import Goal
+from qatlib.pipeline.config import Goal, Ignore
 
 if TYPE_CHECKING:
     from qatlib.analysis.op_facts import OpFact
@@ -56,13 +56,15 @@ class Facts:
     ``ranges`` are those of calibration, beside held-out data; ``unfused`` is what fusion left alone, ``formats`` what
     every op got, ``equalizable`` the ops whose channels ``calibrate.equalize`` would give like ranges.
     ``overrides`` and ``input_formats`` are the lists of qconfig as they stand, ``tables`` and ``preserve`` those of
-    convert, ``hybrid`` that of qat; an edit has to keep them. ``study`` is what ``analyze.sensitivity`` asked for.
+    convert, ``hybrid`` that of qat; an edit has to keep them. ``study`` is what ``analyze.sensitivity`` asked for;
+    ``ignore`` names findings that are known.
     """
 
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     metric: str = "accuracy"
     higher_is_better: bool = True
     goals: tuple[Goal, ...] = ()
+    ignore: tuple[Ignore, ...] = ()
     state: str | None = None
     floor: float | None = None
     max_train_val_gap: float = 0.08

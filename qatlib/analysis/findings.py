@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+from qatlib.errors import StageError
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+SEVERITY_STYLES: dict[Severity, str] = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+"""For rich."""
+FINDINGS = "reports/findings.json"
 
 
 @dataclass(frozen=True)
@@ -47,9 +54,63 @@ class Finding:
         }
 
 
+@dataclass(frozen=True)
+class Ignored:
+    """A finding that ``analyze.ignore`` names, and why."""
+
+    finding: Finding
+    reason: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """``findings`` errors first; ``notes`` are on records of ``analyze.ignore`` that match nothing."""
+
+    findings: tuple[Finding, ...] = ()
+    ignored: tuple[Ignored, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """Content of ``findings.json``."""
+        return {
+            "findings": [finding.document() for finding in self.findings],
+            "ignored": [{**one.finding.document(), "reason": one.reason} for one in self.ignored],
+            "notes": list(self.notes),
+        }
+
+
+def read_findings(path: str | Path = FINDINGS) -> Found:
+    """What the analyze stage wrote; raises StageError QAT195 if there is no such file or it holds something else."""
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        ignored = tuple(Ignored(_finding(item), item["reason"]) for item in document["ignored"])
+        return Found(tuple(map(_finding, document["findings"])), ignored, tuple(document["notes"]))
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise StageError("QAT195", str(path), f"cannot be read ({error!r})", "Run dvc repro first") from None
+
+
+def of_code(found: Found, code: str) -> Found:
+    """Only the findings of ``code``."""
+    ignored = (one for one in found.ignored if one.finding.code == code)
+    return Found(tuple(finding for finding in found.findings if finding.code == code), tuple(ignored))
+
+
+def _finding(document: Mapping[str, Any]) -> Finding:
+    return Finding(**{key: value for key, value in document.items() if key not in ("page", "reason")})
+
+
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Errors first; findings of one severity keep the order in which they were given."""
     return tuple(sorted(findings, key=lambda f: SEVERITIES.index(f.severity)))
+
+
+def evidence_text(finding: Finding) -> str:
+    """The numbers of a finding on one line."""
+    shown = (
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in finding.evidence.items()
+    )
+    return ", ".join(shown)
 
 
 def severity_counts(findings: Iterable[Finding]) -> dict[str, int]:

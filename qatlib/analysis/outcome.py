@@ -10,8 +10,9 @@ from typing import Any
 from rich.console import Group
 
 from qatlib.analysis.facts import STAGES, Facts
-from qatlib.analysis.findings import Finding
+from qatlib.analysis.findings import Finding, Found
 from qatlib.analysis.goals import GoalResult
+from qatlib.analysis.ignore import set_aside
 from qatlib.analysis.report import ReportData, write_report
 from qatlib.analysis.report.tables import write_tables
 from qatlib.analysis.rules import run_rules
@@ -28,11 +29,20 @@ class Outcome:
     """What was found; :meth:`table` is for ``rich.print``."""
 
     summary: Mapping[str, Any]
-    findings: tuple[Finding, ...]
+    found: Found
     goals: tuple[GoalResult, ...]
 
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Without those that ``analyze.ignore`` names."""
+        return self.found.findings
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.found.notes
+
     def table(self, report: str = "reports/profiler.html") -> Group:
-        return terminal_table(self.summary, self.findings, self.goals, report)
+        return terminal_table(self.summary, self.found, self.goals, report)
 
 
 def publish(
@@ -47,18 +57,18 @@ def publish(
     ``performance`` is the content of a compile estimate (``Performance.to_dict()``); empty or None where there is none.
     """
     folder, performance = Path(folder), performance or None
-    findings = run_rules(facts)
-    summary = build_summary(facts, findings, None if performance is None else performance["latency_us"], expected)
+    found = set_aside(run_rules(facts), facts.ignore)
+    summary = build_summary(facts, found.findings, None if performance is None else performance["latency_us"], expected)
     goals = goal_results(summary, facts)
     captures = tuple(seen for seen in (facts.fvsq, facts.qvsq) if seen is not None)
     write_json(folder / "summary.json", summary)
-    write_json(folder / "findings.json", [finding.document() for finding in findings])
-    write_text(folder / "summary.md", summary_markdown(summary, findings, goals))
+    write_json(folder / "findings.json", found.document())
+    write_text(folder / "summary.md", summary_markdown(summary, found, goals))
     for seen in captures:
         write_similarity(seen, folder)
     write_tables(facts.ops, folder / "tables.csv")
     write_unfused(facts.unfused, folder / "fuse.csv")
     write_study(facts.study, folder / "analyze")
-    shown = ReportData(findings, captures, summary, goals, performance, facts.ops, facts.unfused, facts.study)
+    shown = ReportData(found, captures, summary, goals, performance, facts.ops, facts.unfused, facts.study)
     write_report(folder / "profiler.html", shown)
-    return Outcome(summary, findings, goals)
+    return Outcome(summary, found, goals)

@@ -12,7 +12,7 @@ from torch import Tensor
 from qatlib.analysis.batches import peek
 from qatlib.analysis.capture import Inputs, capture
 from qatlib.analysis.facts import Facts, input_facts
-from qatlib.analysis.findings import Finding
+from qatlib.analysis.findings import Finding, Found
 from qatlib.analysis.op_facts import program_facts
 from qatlib.analysis.records import Capture, Mode
 from qatlib.analysis.report import ReportData, write_report
@@ -96,6 +96,6 @@ def model_profiler(
     write_similarity(seen, Path(out_dir))
     write_report(
         Path(out_dir) / "profiler.html",
-        ReportData(findings=findings, captures=(seen,), ops=facts.ops, unfused=facts.unfused),
+        ReportData(found=Found(findings), captures=(seen,), ops=facts.ops, unfused=facts.unfused),
     )
     return findings

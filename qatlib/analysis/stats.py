@@ -101,7 +101,7 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same elements of every tensor, flat, few enough to stay in cache; on a GPU all at once."""
     size = _PIECE if tensors[0].device.type == "cpu" else max(1, tensors[0].numel())
     if tensors[0].numel():
-        yield from zip(*(tensor.detach().flatten().split(size) for tensor in tensors), strict=True)
+        yield from zip(*(torch.split(tensor.detach().flatten(), size) for tensor in tensors), strict=True)
 
 
 class RunningSummary:

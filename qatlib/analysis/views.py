@@ -10,11 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from qatlib.analysis.facts import STAGE_TITLES
-from qatlib.analysis.findings import Finding
+from qatlib.analysis.findings import SEVERITY_STYLES, Finding, Found, evidence_text
 from qatlib.analysis.goals import GoalResult
 
 SHOWN = 5
-_STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 
 def stage_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -31,16 +30,7 @@ def stage_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def evidence_text(finding: Finding) -> str:
-    """The numbers of a finding on one line."""
-    shown = (
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in finding.evidence.items()
-    )
-    return ", ".join(shown)
-
-
-def summary_markdown(summary: Mapping[str, Any], findings: Sequence[Finding], goals: Sequence[GoalResult]) -> str:
+def summary_markdown(summary: Mapping[str, Any], found: Found, goals: Sequence[GoalResult]) -> str:
     """Markdown for a pull request: the stages, the goals, the worst findings with edit and command."""
     lines = [
         "## Quantization summary",
@@ -54,12 +44,14 @@ def summary_markdown(summary: Mapping[str, Any], findings: Sequence[Finding], go
     lines += ["", "### Goals", ""] + ([_goal_line(result) for result in goals] or ["None set."])
     counts = ", ".join(f"{count} {name}" for name, count in summary["findings"].items())
     lines += ["", f"### Findings ({counts})", ""]
-    for finding in findings[:SHOWN]:
+    for finding in found.findings[:SHOWN]:
         lines += _finding_lines(finding)
-    if not findings:
-        lines.append("No finding.")
-    if len(findings) > SHOWN:
-        lines.append(f"{len(findings) - SHOWN} more in `reports/profiler.html`.")
+    if not found.findings:
+        lines += ["No finding.", ""]
+    if len(found.findings) > SHOWN:
+        lines += [f"{len(found.findings) - SHOWN} more in `reports/profiler.html`.", ""]
+    if found.ignored:
+        lines.append(f"{len(found.ignored)} ignored, with reasons in `reports/profiler.html`.")
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -82,7 +74,7 @@ def _finding_lines(finding: Finding) -> list[str]:
 
 def terminal_table(
     summary: Mapping[str, Any],
-    findings: Sequence[Finding],
+    found: Found,
     goals: Sequence[GoalResult],
     report: str = "reports/profiler.html",
 ) -> Group:
@@ -99,8 +91,11 @@ def terminal_table(
         lines.append("goal ")
         lines.append("passed" if result.met else "FAILED", style="green" if result.met else "bold red")
         lines.append(f": {result.text}, is {'missing' if result.value is None else format(result.value, '.6g')}\n")
-    for finding in findings[:SHOWN]:
-        lines.append(f"{finding.severity} {finding.code}", style=_STYLES[finding.severity])
+    for finding in found.findings[:SHOWN]:
+        lines.append(f"{finding.severity} {finding.code}", style=SEVERITY_STYLES[finding.severity])
         lines.append(f" {finding.module + ': ' if finding.module else ''}{finding.title}\n  try: {finding.command}\n")
+    if found.ignored:
+        lines.append(f"ignored findings: {len(found.ignored)}\n")
+    lines.append("".join(f"{note}\n" for note in found.notes))
     lines.append(f"report: {report}")
     return Group(table, lines)

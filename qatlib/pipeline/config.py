@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,12 +30,16 @@ _OPTIMIZER = rf"^(sgd|adamw|adam|rmsprop)$|{_ENTRY}"
 _DISTILL = rf"^(kl|mse)$|{_ENTRY}"
 _METRIC = r"^\w+(\.\w+)+$"
 _DEVICE = r"^(cpu|cuda(:\d+)?)$"
+_FINDING = r"^QAT0\d\d$"
+_SAYS_SOMETHING = r"\S"
 _IN_WORDS = {
     _ENTRY: 'an entry point "module:callable"',
     _OPTIMIZER: 'sgd, adamw, adam, rmsprop or an entry point "module:callable"',
     _DISTILL: 'kl, mse or an entry point "module:callable"',
     _METRIC: "a dotted metric key such as ratio.integer",
     _DEVICE: "cpu, cuda or cuda:N",
+    _FINDING: "the code of a finding, such as QAT012",
+    _SAYS_SOMETHING: "a reason for people, not empty",
 }
 
 Entry = Annotated[str, Field(pattern=_ENTRY)]
@@ -287,10 +292,27 @@ class SensitivityParams(_Params):
     bad_cases: Annotated[int, Field(ge=0)] = 5
 
 
+class Ignore(_Params):
+    """Findings of ``code`` in the modules that ``match`` covers, containers included, are known and left out."""
+
+    code: Annotated[str, Field(pattern=_FINDING)]
+    match: Name = "*"
+    reason: Annotated[str, Field(pattern=_SAYS_SOMETHING)]
+
+    @model_validator(mode="after")
+    def _match_is_legal(self) -> Ignore:
+        try:
+            re.compile(self.match[3:] if self.match.startswith("re:") else "")
+        except re.error as error:
+            raise ValueError(f"match {self.match!r} is not a regular expression: {error}") from None
+        return self
+
+
 class AnalyzeParams(_Params):
     batches: Count = 4
     batch_size: Count = 64
     sensitivity: SensitivityParams | None = None
+    ignore: Many[Ignore] = ()
 
 
 class FloatCheckParams(_Params):
@@ -346,7 +368,13 @@ def load_config(
 
     ``over`` are values by section and key that take the place of those in the file, as ``dvc exp run -S`` does.
     """
-    document = _read(Path(path))
+    return check_config(_read(Path(path)), str(path), over)
+
+
+def check_config(
+    document: dict[str, Any], where: str, over: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+) -> Config:
+    """The configuration of a ``document`` read from the file ``where``; raises ConfigError QAT101."""
     for section, values in over.items():
         if isinstance(found := document.get(section, {}), dict):
             document[section] = {**found, **values}
@@ -360,13 +388,17 @@ def load_config(
     if config is None or problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         lines = "".join(f"\n  {key}: {text}" for key, text in problems)
-        raise ConfigError("QAT101", str(path), f"{count}{lines}", "\nEach key is explained beside it in params.yaml")
+        raise ConfigError("QAT101", where, f"{count}{lines}", "\nEach key is explained beside it in params.yaml")
     return config
+
+
+def yaml_values(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        document = yaml_values(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             "QAT100", str(path), f"cannot be read ({error.strerror})", "Run in the project root"

@@ -93,6 +93,12 @@ class Project:
     @cached_property
     def float_model(self) -> nn.Module:
         """The user's model with its trained weights, in eval mode."""
+        model = self.untrained_model()
+        load_into(model, self.config.model.checkpoint)
+        return model
+
+    def untrained_model(self) -> nn.Module:
+        """The user's model as its factory makes it, in eval mode."""
         model = call_entry(self.config.model.factory, self.config.model.kwargs, key="model")
         if not isinstance(model, nn.Module):
             raise ConfigError(
@@ -101,7 +107,6 @@ class Project:
                 f"returned a {type(model).__name__}, not a torch.nn.Module",
                 "Return the model",
             )
-        load_into(model, self.config.model.checkpoint)
         return model.to(self.device).eval()
 
     @cached_property

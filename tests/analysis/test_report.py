@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from qatlib.analysis import model_profiler, publish
-from qatlib.analysis.findings import Finding
+from qatlib.analysis.findings import Finding, Found
 from qatlib.analysis.report import ReportData, render
 from qatlib.analysis.report.plots import depth_plot
 from qatlib.analysis.report.waterfall import waterfall
@@ -53,7 +53,7 @@ class Page(HTMLParser):
 def data() -> ReportData:
     facts = replace(CLEAN, **scored(calib=0.9))
     summary = build_summary(facts, [])
-    return ReportData((), (records(),), summary, goal_results(summary, facts))
+    return ReportData(Found(), (records(),), summary, goal_results(summary, facts))
 
 
 def test_page_is_well_formed_and_needs_no_network() -> None:
@@ -74,7 +74,7 @@ def test_page_is_deterministic() -> None:
 def test_names_from_the_model_are_escaped() -> None:
     evil = Finding("QAT008", "error", "<b>bold</b>", "<script>x</script>", {"<i>": 1}, "a: <", "dvc <")
     seen = records(conv1={"module": "<img src=x>"}, conv2={"module": '"><svg onload=x>'})
-    page = Page(render(ReportData((evil,), (seen,))))
+    page = Page(render(ReportData(Found((evil,)), (seen,))))
     assert page.stack == []
     assert page.tags.count("script") == 1
     assert not {"b", "i", "img"} & set(page.tags[page.tags.index("main") :]) - {"b"}
@@ -161,7 +161,7 @@ def test_publish_writes_everything_from_one_set_of_facts(trio: Trio, tmp_path: P
     outcome = publish(replace(CLEAN, floor=0.99), tmp_path, performance)
     assert [f.code for f in outcome.findings] == ["QAT012"]
     assert json.loads((tmp_path / "summary.json").read_text()) == outcome.summary
-    assert json.loads((tmp_path / "findings.json").read_text())[0]["page"] == "docs/rules/QAT012.md"
+    assert json.loads((tmp_path / "findings.json").read_text())["findings"][0]["page"] == "docs/rules/QAT012.md"
     assert outcome.summary["latency_us"] == pytest.approx(performance["latency_us"], rel=1e-5)
     page = (tmp_path / "profiler.html").read_text()
     assert 'id="performance"' in page

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from qatlib.analysis.facts import STAGES, Facts
-from qatlib.analysis.findings import Finding
+from qatlib.analysis.findings import Finding, Found
 from qatlib.analysis.goals import judge
 from qatlib.analysis.summary import build_summary, goal_results, read_metrics
 from qatlib.analysis.views import summary_markdown, terminal_table
@@ -137,7 +137,7 @@ def test_a_broken_metrics_file_is_named(tmp_path: Path, text: str) -> None:
 def test_markdown_holds_the_table_the_goals_and_the_cure() -> None:
     facts = replace(CLEAN, **scored(calib=0.9))
     summary = build_summary(facts, [FINDING], 18.5)
-    text = summary_markdown(summary, [FINDING], goal_results(summary, facts))
+    text = summary_markdown(summary, Found((FINDING,)), goal_results(summary, facts))
     assert "| calibrated | 0.9000 | 96.77% | 10000 |" in text
     assert "- **failed**: `ratio.calib >= 0.99`, is 0.967742" in text
     assert "- passed: `ratio.integer >= 0.99`" in text
@@ -152,7 +152,7 @@ def test_markdown_holds_the_table_the_goals_and_the_cure() -> None:
 
 def test_markdown_tells_how_many_findings_it_leaves_out() -> None:
     summary = build_summary(CLEAN, [FINDING] * 7)
-    assert "2 more in `reports/profiler.html`." in summary_markdown(summary, [FINDING] * 7, ())
+    assert "2 more in `reports/profiler.html`." in summary_markdown(summary, Found((FINDING,) * 7), ())
 
 
 def test_terminal_table_shows_missing_and_stale_stages() -> None:
@@ -161,7 +161,7 @@ def test_terminal_table_shows_missing_and_stale_stages() -> None:
     summary = build_summary(facts, [FINDING], 18.5)
     console = Console(width=120, record=True, file=None, quiet=False)
     with console.capture() as captured:
-        console.print(terminal_table(summary, [FINDING], goal_results(summary, facts)))
+        console.print(terminal_table(summary, Found((FINDING,)), goal_results(summary, facts)))
     text = captured.get()
     assert "missing" in text
     assert "0.9290 (stale)" in text

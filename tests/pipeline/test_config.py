@@ -242,3 +242,25 @@ def test_values_over_those_in_the_file(tmp_path: Path) -> None:
     path.write_text(MINIMAL + "qat: 5\n")
     with pytest.raises(ConfigError, match=r"qat: 5 must be a mapping"):
         load_config(path, {"qat": {"lr": 0.5}})
+
+
+@pytest.mark.parametrize(
+    ("record", "key", "seen"),
+    [
+        ("{code: QAT012, reason: ''}", "analyze.ignore[0].reason", "'' must be a reason for people, not empty"),
+        ("{code: QAT012, reason: '  '}", "analyze.ignore[0].reason", "must be a reason"),
+        ("{code: QAT012}", "analyze.ignore[0].reason", "is missing"),
+        ("{code: QAT147, reason: r}", "analyze.ignore[0].code", "must be the code of a finding"),
+        ("{code: QAT012, match: 're:(', reason: r}", "analyze.ignore[0]", "is not a regular expression"),
+        ("{code: QAT012, module: a, reason: r}", "analyze.ignore[0].module", "legal are code, match, reason"),
+    ],
+)
+def test_a_finding_is_ignored_only_with_code_and_reason(tmp_path: Path, record: str, key: str, seen: str) -> None:
+    message = failure(tmp_path, MINIMAL + f"analyze: {{ignore: [{record}]}}\n")
+    assert f"{key}: " in message
+    assert seen in message
+
+
+def test_ignored_findings_may_be_of_the_whole_model(tmp_path: Path) -> None:
+    (record,) = parse(tmp_path, MINIMAL + "analyze: {ignore: [{code: QAT012, reason: old weights}]}\n").analyze.ignore
+    assert (record.match, record.reason) == ("*", "old weights")

@@ -174,7 +174,7 @@ def test_preserve_reruns_no_training(finished: Repository, tmp_path: Path) -> No
     revision, ran = experiment(repository, "convert.preserve=[stem,head]")
     assert ran == {"convert", "compile_sim", "analyze"}
     assert at(repository, revision, "reports/convert/metrics.json")["integer"]["float_islands"] == 2
-    codes = [f["code"] for f in at(repository, revision, "reports/findings.json")]
+    codes = [f["code"] for f in at(repository, revision, "reports/findings.json")["findings"]]
     assert "QAT020" in codes
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from qatlib.analysis.findings import Finding, severity_counts
+from qatlib.analysis.findings import Found, severity_counts
 from qatlib.analysis.goals import GoalResult
 from qatlib.analysis.op_facts import OpFact
 from qatlib.analysis.records import STAGES_OF, Capture
@@ -54,7 +54,7 @@ class ReportData:
     ``analyze.sensitivity`` asked for.
     """
 
-    findings: Sequence[Finding] = ()
+    found: Found = field(default_factory=Found)
     captures: Sequence[Capture] = ()
     summary: Mapping[str, Any] | None = None
     goals: Sequence[GoalResult] = ()
@@ -112,8 +112,8 @@ def render(data: ReportData) -> str:
         loss=loss,
         summary=data.summary,
         goals=data.goals,
-        findings=data.findings,
-        counts=severity_counts(data.findings),
+        found=data.found,
+        counts=severity_counts(data.found.findings),
         open=OPEN,
         tables=tables,
     )

@@ -20,7 +20,7 @@ def float_below_floor(facts: Facts) -> list[Finding]:
             "error",
             "The float model misses its floor: were its weights really loaded, and did its training converge?",
             evidence={"float": value, "floor": floor},
-            edit="model:\n  checkpoint: path/to/the/trained/weights.safetensors",
+            edit="Set model.checkpoint to the trained weights, or float_check.floor to what they are known to reach",
             command="dvc repro float_check",
         )
     ]
