@@ -53,18 +53,27 @@ def explain(code: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("code")
+@click.argument("code", required=False)
 @click.option("--module", help="Module of the finding, where there are several of that code.")
 @click.option("--dry-run", is_flag=True, help="Show the change and write nothing.")
-def apply(code: str, module: str | None, dry_run: bool) -> None:
-    """Write the edit of finding CODE into params.yaml, keeping comments and layout; print the diff and what to run."""
-    from qatlib.analysis.apply import finding_of, plan
+def apply(code: str | None, module: str | None, dry_run: bool) -> None:
+    """Write the edit of finding CODE into params.yaml, keeping comments and layout; print the diff and what to run.
+
+    Without CODE it is the first finding that has an edit which is not there yet.
+    """
+    from qatlib.analysis.apply import finding_of, first_change, plan
     from qatlib.analysis.explain import full_code
     from qatlib.analysis.findings import read_findings
 
+    if module and not code:
+        raise click.UsageError("--module needs the code of the finding")
     with _one_line_errors():
-        finding = finding_of(read_findings(), full_code(code), module)
-        change = plan(finding)
+        if code is None:
+            finding, change = first_change(read_findings())
+            click.echo(f"{finding.code} {finding.module}: {finding.title}")
+        else:
+            finding = finding_of(read_findings(), full_code(code), module)
+            change = plan(finding)
         if not change.diff:
             click.echo("params.yaml holds this edit already; run: dvc repro")
             return

@@ -65,6 +65,23 @@ def finding_of(found: Found, code: str, module: str | None = None) -> Finding:
     return chosen[0]
 
 
+def first_change(found: Found, path: str | Path = PARAMS) -> tuple[Finding, Change]:
+    """The first finding whose edit ``params.yaml`` can take and does not hold yet, and what it makes of the file.
+
+    Raises ConfigError QAT229 if there is none, QAT100 or QAT101 if the file does not load.
+    """
+    load_config(path)
+    for finding in found.findings:
+        try:
+            change = plan(finding, path)
+        except ConfigError:
+            continue  # a cure that is no parameter, or that this file cannot take
+        if change.diff:
+            return finding, change
+    seen = f"has no finding, of {len(found.findings)}, with an edit that {path} lacks"
+    raise ConfigError("QAT229", FINDINGS, seen, "See reports/profiler.html for what is no parameter")
+
+
 def plan(finding: Finding, path: str | Path = PARAMS) -> Change:
     """What the edit of ``finding`` makes of the file ``path``, which stays as it is.
 

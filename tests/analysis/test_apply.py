@@ -186,6 +186,19 @@ def test_the_command_prints_the_diff_and_writes_once(params: Path) -> None:
     assert [path.name for path in Path.cwd().iterdir()].count("params.yaml") == len(list(Path.cwd().glob("*yaml*")))
 
 
+def test_without_a_code_the_first_edit_that_is_not_there_is_taken(params: Path) -> None:
+    sentence = finding("Train it longer", "QAT012", "")
+    found = replace(FOUND, findings=(sentence, *FOUND.findings))
+    for wanted in ("QAT031 ", "QAT008 conv2", "QAT008 b"):
+        shown = apply(found)
+        assert (shown.exit_code, shown.output.partition(":")[0]) == (0, wanted)
+    assert load_config(params).qat.lr == 1e-5
+    assert [record["match"] for record in values(params)["qconfig"]["overrides"]] == ["b", "a"]
+    shown = apply(found)
+    assert (shown.exit_code, shown.stderr.partition(",")[0]) == (1, "QAT229 reports/findings.json: has no finding")
+    assert "--module needs the code" in apply(found, "--module", "b").stderr
+
+
 def test_one_of_several_findings_is_named_by_its_module(params: Path) -> None:
     assert apply(FOUND, "QAT008", "--module", "b").exit_code == 0
     assert values(params)["qconfig"]["overrides"] == [{"match": "b", "scale": 0.5}]
