@@ -32,7 +32,7 @@ BASE: Params = {
     "calibrate": {"batches": 4, "batch_size": 64},
     "qat": {"epochs": 0, "batch_size": 64, "lr": 1.0e-4},
     "compile": {"check_images": 8, "target": "qatlib/targets/bayes-like.yaml"},
-    "analyze": {"batches": 2, "batch_size": 64},
+    "analyze": {"batches": 2, "batch_size": 64, "sensitivity": None},
     "float_check": {"floor": 0.7, "max_train_val_gap": 0.2, "gap_images": 512},
 }
 
