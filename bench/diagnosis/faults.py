@@ -22,7 +22,8 @@ def nothing(model: nn.Module) -> None:
 class Fault:
     """One fault in one network.
 
-    ``code`` and ``module`` are those of the finding that names it; ``also`` are codes that follow from it: a range
+    ``code`` and ``module`` are those of the finding that names it; a fault of the whole network has no module, and the
+    finding may name any. ``also`` are codes that follow from it: a range
     that is too wide costs accuracy, too. ``params`` go over those of every trial; ``model`` and ``data`` are arguments
     of the factories, with which the network is trained, too, unless ``late``; ``weights`` changes what was trained.
     """

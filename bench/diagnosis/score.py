@@ -7,7 +7,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import nn
 
 from bench.diagnosis.faults import Fault, Params
 from bench.diagnosis.nets import NETS, train
-from qatlib.atomic import write_text
+from qatlib.atomic import write_csv
 from qatlib.pipeline.checkpoint import save_tensors
 from stages import analyze, calibrate, compile_sim, convert, float_check, qat
 
@@ -64,17 +64,15 @@ def score(fault: Fault, folder: Path) -> Row:
     """Plant ``fault`` in a project in ``folder``, run the stages and look for it."""
     findings = diagnosed(fault, folder)
     ranks = [
-        i for i, f in enumerate(findings, 1) if f["code"] == fault.code and _is_at(f["module"], fault.module)
-    ]  # fmt: skip
+        rank
+        for rank, finding in enumerate(findings, 1)
+        if finding["code"] == fault.code and fault.module in ("", finding["module"])
+    ]
     expected = {fault.code, *fault.also}
     alarms = [
         f"{f['code']} {f['module']}".strip() for f in findings if f["severity"] != "info" and f["code"] not in expected
     ]
     return Row(fault.name, fault.net, fault.code, fault.module, min(ranks, default=0), len(findings), "; ".join(alarms))
-
-
-def _is_at(found: str, planted: str) -> bool:
-    return found == planted or not planted
 
 
 def diagnosed(fault: Fault, folder: Path) -> list[dict[str, Any]]:
@@ -133,11 +131,7 @@ def trained(net: str, fault: str = "", data_fault: str = "", limit: int | None =
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [f.name for f in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(map(asdict, rows))
-    write_text(path, out.getvalue())
+    write_csv(path, [field.name for field in fields(Row)], map(astuple, rows))
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -11,12 +11,15 @@ from qatlib.analysis.bad_case import BadCase, BadCases
 from qatlib.analysis.conversion_loss import ConversionLoss, IntegerTrial
 from qatlib.analysis.distance import Distance
 from qatlib.analysis.facts import Facts, InputFact
-from qatlib.analysis.op_facts import OpFact, WeightFact
-from qatlib.analysis.records import Capture, Mode, OpRecord
+from qatlib.analysis.op_facts import OpFact, TableFact, WeightFact
+from qatlib.analysis.records import Capture, Mode, OpRecord, Saturation
 from qatlib.analysis.sensitivity import Sensitivity, Trial
 from qatlib.analysis.stats import Comparison, RunningComparison, RunningSummary
 from qatlib.analysis.study import Study
+from qatlib.analysis.unfused import Unfused
 from qatlib.analysis.units import Unit
+from qatlib.fake.coverage import Coverage
+from qatlib.fake.formats import FormatRow
 from qatlib.fake.ranges import Range
 from qatlib.pipeline.config import Goal
 from qatlib.qtype import FLOAT, QType
@@ -163,3 +166,116 @@ def scored(**values: float) -> dict[str, Any]:
     for stage, value in values.items():
         metrics[stage]["accuracy"] = value
     return {"metrics": metrics}
+
+
+# -- faults ----------------------------------------------------------------------------------------------------------
+
+
+def input_of(low: float, high: float, scale: float | None = 1 / 128, dtype: str = "int8") -> dict[str, Any]:
+    return {"inputs": (InputFact("x", low, high, (low + high) / 2, dtype, scale),)}
+
+
+def extra(**metrics: float) -> dict[str, Any]:
+    """CLEAN's metrics with keys such as ``float__train_val_gap`` replaced."""
+    changed = {stage: dict(numbers) for stage, numbers in CLEAN.metrics.items()}
+    for path, value in metrics.items():
+        stage, key = path.split("__")
+        changed[stage][key] = value
+    return {"metrics": changed}
+
+
+WIDE_ADD = Capture(
+    "FvsQ",
+    1,
+    1,
+    (record(0, "a", "conv", ("x",)), record(1, "b", "conv", ("a",), spread=100.0), record(2, "sum", "add", ("a", "b"))),
+)
+COARSE, COARSER = comparison(0.2), comparison(0.4)
+DEAD = WeightFact(8, (2, 5), (0.01,) * 8)
+OUTLIER = WeightFact(8, (), (0.01,) * 6 + (1.0, 0.01))
+
+OVER = 2**31
+CUT = Saturation("conv2", OVER, OVER + 5, 7, 1000)
+STEEP = TableFact("exp", "int16", "uniform", 1, 513, 9.5, 0.3)
+
+BN = Unfused("bn", "BatchNorm2d", "batch norm", "conv1", "Conv2d + BatchNorm2d", "readers", "seen", "Do this", "m.py:3")
+
+UNLIKE = (0.0, *(0.1,) * 6, 2.0)
+"""Largest values of channels; a code of conv2 is 2/64."""
+
+
+def fmt(op: str, **changes: Any) -> FormatRow:
+    """A row of the qconfig table: an int8 convolution."""
+    row = FormatRow(op, "Conv2d", "conv", "", "int8", "int8", "percentile", 1 / 64, "qconfig.default", "int8", 0, 8.0,
+                    "qconfig.default", "")  # fmt: skip
+    return replace(row, **changes)
+
+
+FIXED = fmt("conv1", observer="fixed", scale=1 / 512, output_rule="qconfig.overrides[0]")
+MEETS = fmt("join", kind="cat", inputs="int16, int8", weight="", weight_axis=None, weight_bits=None, weight_rule="")
+
+PLANTED: list[tuple[str, str, str, dict[str, Any]]] = [
+    ("QAT001", "error", "", scored(calib=0.70, qat=0.93)),
+    ("QAT002", "info", "", scored(calib=0.90)),
+    ("QAT003", "error", "", {"state": "CALIBRATION"}),
+    ("QAT003", "warning", "", {"state": None, **scored(calib=0.93)}),
+    ("QAT004", "error", "conv1", {**scored(integer=0.85, compiled=0.85), "qvsq": records("QvsQ")}),
+    ("QAT005", "warning", "x", input_of(0.0, 1.0)),
+    ("QAT005", "warning", "x", input_of(0.0, 255.0, 2.0)),
+    ("QAT005", "warning", "x", input_of(-3.0, 3.0, 3 / 128)),
+    ("QAT006", "info", "x", input_of(-1.0, 1.0, 0.02)),
+    ("QAT007", "warning", "fc", {"ops": (op("fc", "linear", is_output=True),)}),
+    ("QAT008", "warning", "conv2", {"fvsq": records(conv2={"same_input": COARSE})}),
+    ("QAT009", "warning", "join", {"fvsq": records(conv1={"reference": record(0, "", "", (), 1e-2).reference})}),
+    ("QAT009", "info", "sum", {"fvsq": WIDE_ADD}),
+    ("QAT009", "warning", "j", {"fvsq": None, "ops": (op("j", "cat", inputs=("a", "b"), input_scales=(0.5, 0.01)),)}),
+    ("QAT010", "info", "conv2", {"ops": (op("conv1"), op("conv2", weight=DEAD))}),
+    ("QAT010", "error", "conv2", {"ops": (op("conv2", weight=WeightFact(2, (0, 1))),)}),
+    ("QAT011", "info", "conv2", {"ops": (op("conv1"), op("conv2", weight=OUTLIER))}),
+    ("QAT012", "error", "", {"floor": 0.95}),
+    ("QAT013", "warning", "", extra(float__train_val_gap=0.2)),
+    ("QAT014", "warning", "conv2", {"ops": (op("conv1"), op("conv2", inputs=("conv1",), acc_bound=2**31))}),
+    (
+        "QAT014",
+        "info",
+        "conv2",
+        {
+            "ops": (op("conv2", acc_bound=OVER),),
+            "qvsq": replace(records("QvsQ"), saturations=(Saturation("conv2", OVER, 99, 0, 1000),)),
+        },
+    ),
+    ("QAT015", "error", "conv2", {"qvsq": records("QvsQ", conv2={"same_input": comparison(0.1)})}),
+    ("QAT016", "warning", "", scored(qat=0.92, integer=0.92, compiled=0.92)),
+    ("QAT017", "error", "", scored(compiled=0.9289)),
+    ("QAT018", "info", "", extra(integer__images=500)),
+    ("QAT019", "warning", "fc", {"fvsq": records(fc={"accumulated": replace(comparison(1e-3), dot=-1.0)})}),
+    ("QAT020", "error", "", extra(compiled__refused_ops=2)),
+    ("QAT021", "warning", "", {"coverage": Coverage(100, 89, {"a": 89, "b": 11}, ("b",))}),
+    ("QAT021", "error", "", {"coverage": Coverage(100, 0, {"a": 100}, ("a",))}),
+    (
+        "QAT022",
+        "error",
+        "conv2",
+        {"ops": (op("conv2", acc_bound=OVER),), "qvsq": replace(records("QvsQ"), saturations=(CUT,))},
+    ),
+    ("QAT023", "warning", "act.exp", {"ops": (op("act.exp", "table", module="act", weight=None, table=STEEP),)}),
+    ("QAT026", "warning", "bn", {"unfused": (BN,)}),
+    ("QAT027", "warning", "conv1", {"formats": (FIXED,)}),
+    ("QAT034", "warning", "join", {"formats": (fmt("conv1"), MEETS)}),
+    ("QAT035", "warning", "conv2", {"formats": (fmt("conv2", weight="int16", weight_bits=6.0),)}),
+    ("QAT028", "warning", "", extra(qat__nan_rewinds=2)),
+    ("QAT029", "warning", "", extra(qat__first_loss=2.0, qat__first_loss_calibrated=1.9)),
+    ("QAT029", "warning", "", extra(qat__first_loss=2.0)),
+    ("QAT030", "info", "", extra(qat__best_epoch=3, qat__last_epoch_gain=0.01)),
+    ("QAT031", "info", "", extra(qat__best_epoch=0)),
+    ("QAT031", "warning", "", {"goals": (Goal(metric="ratio.integer", min=0.9999),), **extra(qat__best_epoch=0)}),
+    ("QAT032", "info", "", extra(calib__calibration_images=64)),
+    ("QAT033", "info", "c", {"ranges": (*CLEAN.ranges, span("b", 1.2), span("c", 1.5))}),
+    ("QAT033", "warning", "c", {"ranges": (span("a"), span("b", 1.2), span("c", 1.5))}),
+    ("QAT033", "warning", "", extra(calib__held_out_median_range=0.01)),
+    ("QAT036", "info", "conv3", {"study": study(noise=0.02, conv3=0.6)}),
+    ("QAT037", "warning", "conv2", {"study": study(conversion=6e-4)}),
+    ("QAT038", "warning", "", {"study": study(case=0.3)}),
+    ("QAT039", "warning", "conv2", {"fvsq": records(conv2={"channel_amax": UNLIKE}), "equalizable": ("conv2",)}),
+    ("QAT024", "info", "gate", {"ops": (op("gate", "table", weight=None, is_output=True),)}),
+]

@@ -19,8 +19,7 @@ from qatlib.analysis.rules import run_rules
 from qatlib.cli import main
 from qatlib.errors import ConfigError
 from qatlib.pipeline.config import load_config
-from tests.analysis.planted import CLEAN
-from tests.analysis.test_rules import PLANTED
+from tests.analysis.planted import CLEAN, PLANTED
 
 ROOT = Path(__file__).parents[2]
 PARAMS = [ROOT / "params.yaml", *(p for p in ROOT.glob("examples/*/params.yaml") if p.parent.name != "fashion_mnist")]

@@ -8,6 +8,7 @@ from qatlib.analysis.edits import Edit, input_format, named, override, set_value
 from qatlib.analysis.facts import Facts
 from qatlib.analysis.findings import Finding
 from qatlib.analysis.rules import rule
+from qatlib.analysis.rules.calibration import DEFAULT_GOAL
 
 if TYPE_CHECKING:
     from qatlib.analysis.sensitivity import Sensitivity, Trial
@@ -21,7 +22,6 @@ LOUD_DB = 20.0
 """SQNR of outputs below which an error is worth naming: a tenth of the values. Measured: docs/rules/QAT036.md."""
 ALIKE = 0.8
 """An edit that brings back this part of what float would is as good."""
-DEFAULT_GOAL = 0.99
 ADDED = 1 / 2
 """Error power of conversion over that of rounding from which on it counts: 1.8 dB. The examples have up to 0.16."""
 FAR = 20.0
