@@ -13,10 +13,7 @@ from ruamel.yaml import YAML
 from qatlib.analysis.facts import Facts
 from qatlib.analysis.rules import all_rules, run_rules
 from qatlib.pipeline.config import Config
-from tests.analysis.planted import (
-    CLEAN,
-    PLANTED,
-)
+from tests.analysis.planted import CLEAN, PLANTED
 
 ROOT = Path(__file__).parents[2]
 CODES = [each.code for each in all_rules()]
