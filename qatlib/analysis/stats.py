@@ -44,8 +44,9 @@ class Comparison:
 
     ``dot``, ``ref_sq``, ``other_sq``, ``se`` and ``l1_sum`` are sums over elements. ``differing``, ``above_1_lsb``
     (codes that differ, and differ by more than one), ``saturated`` (reference values outside the format) and ``kl``
-    are None where the output has no scale. ``kl`` is the divergence KL(reference || other) of the code histograms, in
-    nats.
+    are None where the output has no scale, like ``histograms``: how many values of the reference and of the other fall
+    on each code, in :data:`BINS` equal bins from qmin to qmax; what the format clips counts at its ends. ``kl`` is
+    their divergence KL(reference || other), in nats.
     """
 
     count: int
@@ -59,6 +60,7 @@ class Comparison:
     differing: int | None = None
     above_1_lsb: int | None = None
     saturated: int | None = None
+    histograms: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     kl: float | None = None
     custom: float | None = None
 
@@ -197,6 +199,7 @@ class RunningComparison:
             differing=self._differing if quantized else None,
             above_1_lsb=self._above if quantized else None,
             saturated=self._saturated if quantized else None,
+            histograms=_rows(self._histograms) if quantized else None,
             kl=_divergence(self._histograms) if quantized else None,
             custom=self._custom / self._count if self._measure is not None else None,
         )
@@ -204,6 +207,11 @@ class RunningComparison:
 
 def _histogram(codes: Tensor, qmin: int, qmax: int) -> Tensor:
     return torch.bincount(codes.sub(qmin).div_((qmax - qmin + 1) // BINS).int(), minlength=BINS).cpu()
+
+
+def _rows(histograms: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    first, second = histograms.tolist()
+    return tuple(first), tuple(second)
 
 
 def _divergence(histograms: Tensor) -> float:

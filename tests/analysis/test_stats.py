@@ -58,7 +58,9 @@ def test_code_counts_and_kl_equal_numpy(seed: int, parts: int, dtype: str) -> No
     assert seen.above_1_lsb == np.count_nonzero(np.abs(a - b) > 1)
     assert seen.saturated == np.count_nonzero((raw < qmin) | (raw > qmax))
     edges = np.linspace(qmin, qmax + 1, BINS + 1)
-    p, q = (np.histogram(codes, edges)[0] + 0.5 for codes in (a, b))
+    histograms = [np.histogram(codes, edges)[0] for codes in (a, b)]
+    assert seen.histograms == tuple(tuple(row) for row in histograms)
+    p, q = (row + 0.5 for row in histograms)
     p, q = p / p.sum(), q / q.sum()
     assert seen.kl == pytest.approx(float(np.sum(p * np.log(p / q))), abs=1e-12)
     assert seen.max_lsb == pytest.approx(np.abs(reference.astype(float) - other).max() / scale)
