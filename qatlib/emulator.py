@@ -6,7 +6,7 @@ of :mod:`qatlib.ops` stay exact on them by proven bounds. Integers are made only
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, overload
 
 import torch
@@ -20,6 +20,8 @@ from qatlib.ops.boundary import quantize
 from qatlib.program import Op, Program
 
 Visit = Callable[[Op, tuple[Tensor, ...], Tensor], None]
+Step = tuple[Op, tuple[Tensor, ...], Tensor]
+"""An op, the carriers of its inputs and of its output."""
 _INTEGER = {"int8": torch.int8, "int16": torch.int16, "int32": torch.int32, "float32": torch.float32}
 
 
@@ -86,6 +88,16 @@ class Emulator:
         values = self._run(inputs, visit, free=True)
         return tuple(self.narrow(name, values[name]) for name in self.program.outputs)
 
+    def steps(self, *inputs: Tensor) -> Iterator[Step]:
+        """Run, one op whenever the next is asked for."""
+        steps = self._steps(inputs, {}, free=True)
+        while True:
+            with exact_kernels():
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step
+
     def trace(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Every named value: integers of its dtype, or float32."""
         values = self._run(inputs, None, free=False)
@@ -114,17 +126,23 @@ class Emulator:
         return carriers
 
     def _run(self, inputs: Sequence[Tensor], visit: Visit | None, free: bool) -> dict[str, Tensor]:
+        values: dict[str, Tensor] = {}
         with exact_kernels():
-            values = self.accept(*inputs)
-            for op, dying in zip(self.program.ops, self._dying, strict=True):
-                arguments = tuple(values[name] for name in op.inputs)
-                values[op.output] = self._kernels[op.name](*arguments)
+            for step in self._steps(inputs, values, free):
                 if visit is not None:
-                    visit(op, arguments, values[op.output])
-                if free:
-                    for name in dying:
-                        del values[name]
-            return values
+                    visit(*step)
+        return values
+
+    def _steps(self, inputs: Sequence[Tensor], values: dict[str, Tensor], free: bool) -> Iterator[Step]:
+        """Fill ``values`` op by op; with ``free`` each leaves after its last reader."""
+        values |= self.accept(*inputs)
+        for op, dying in zip(self.program.ops, self._dying, strict=True):
+            arguments = tuple(values[name] for name in op.inputs)
+            values[op.output] = self._kernels[op.name](*arguments)
+            yield op, arguments, values[op.output]
+            if free:
+                for name in dying:
+                    del values[name]
 
     def _accept(self, name: str, x: Tensor) -> Tensor:
         value = self.program.values[name]

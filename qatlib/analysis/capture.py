@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qatlib.analysis.pieces import pieces, real
 from qatlib.analysis.records import Capture, Mode, OpRecord, Unmeasured
-from qatlib.analysis.sides import Other, Reference, UnmeasurableError
+from qatlib.analysis.sides import Other, Output, Reference, UnmeasurableError
 from qatlib.analysis.stats import Measure, RunningComparison, RunningSummary, check_finite
 from qatlib.graph.calls import calls_of_shared
 from qatlib.graph.ir import INPUT, Node
@@ -36,7 +37,7 @@ class _Gauge:
         self.qtype = FLOAT if self.absent else other.qtype(node.name)
         self.reference, self.other = RunningSummary(), RunningSummary()
         self.accumulated = RunningComparison(self.qtype, measure)
-        self.same_input = RunningComparison(self.qtype, measure)
+        self.same_input = RunningComparison(self.qtype, measure, histograms=False)
         self.channel_amax: Tensor | None = None
         self.reasons: dict[str, str] = {}
         if self.absent:
@@ -44,36 +45,43 @@ class _Gauge:
         elif self.qtype.scale is None:
             self.reasons["error in LSB and KL"] = f"the output is {self.qtype.dtype} and has no per-tensor scale"
 
-    def see_reference(self, other: Other, inputs: Sequence[Tensor], output: Tensor) -> None:
+    def see(self, other: Other, inputs: Sequence[Tensor], reference: Tensor, output: Output | None) -> None:
+        """One batch: the reference's op, and the other model's output, None where it has none."""
+        self._see_channels(reference)
+        if output is not None and output.shape != reference.shape:
+            self.reasons["accumulated error"] = _shapes(reference, output)
+            output = None
         below = self.node.attrs.get("below_maximum")
-        self.reference.add(relevant(output, below))
-        self._see_channels(output)
+        shown = relevant(reference, below)
+        sides = ((self.same_input, self._same_input(other, inputs, reference)), (self.accumulated, output))
+        compared = [(running, _relevant(reference, x, below)) for running, x in sides if x is not None]
+        for running, x in compared:
+            running.measure(shown, x)
+        for ref, *rest in pieces(self.qtype, shown, *(x for _, x in compared)):
+            self.reference.add_piece(ref)
+            for (running, _), piece in zip(compared, rest, strict=True):
+                running.add_pieces(ref, piece)
+            if output is not None:
+                self.other.add_piece(rest[-1])
+
+    def _same_input(self, other: Other, inputs: Sequence[Tensor], reference: Tensor) -> Output | None:
         if "same-input error" in self.reasons:
-            return
+            return None
         try:
             same = other.same_input(self.node.name, self.node.inputs, inputs)
         except UnmeasurableError as error:
             self.reasons["same-input error"] = str(error)
-            return
-        if same.shape == output.shape:
-            self.same_input.add(*relevant_pair(output, same, below))
-        else:
-            self.reasons["same-input error"] = _shapes(output, same)
+            return None
+        if same.shape == reference.shape:
+            return same
+        self.reasons["same-input error"] = _shapes(reference, same)
+        return None
 
     def _see_channels(self, output: Tensor) -> None:
         operator = BY_NAME.get(self.node.op)
         if isinstance(operator, Dense) and output.numel():
-            rows = output.detach().movedim(operator.channel_axis % output.dim(), 0).flatten(1)
-            seen = torch.stack(torch.aminmax(rows, dim=1)).abs().amax(0)
+            seen = _channel_amax(output.detach(), operator.channel_axis % output.dim())
             self.channel_amax = seen if self.channel_amax is None else torch.maximum(self.channel_amax, seen)
-
-    def see_other(self, reference: Tensor, output: Tensor) -> None:
-        if output.shape != reference.shape:
-            self.reasons["accumulated error"] = _shapes(reference, output)
-            return
-        reference, output = relevant_pair(reference, output, self.node.attrs.get("below_maximum"))
-        self.other.add(output)
-        self.accumulated.add(reference, output)
 
     def record(self, index: int, call: int) -> OpRecord:
         node = self.node
@@ -95,7 +103,23 @@ class _Gauge:
         )
 
 
-def _shapes(reference: Tensor, other: Tensor) -> str:
+def _relevant(reference: Tensor, other: Output, below: Sequence[Any] | None) -> Output:
+    if below is None:
+        return other
+    return relevant_pair(reference, real(other), below)[1]
+
+
+def _channel_amax(x: Tensor, axis: int) -> Tensor:
+    """Largest magnitude of every channel; along memory, whichever axis is the innermost."""
+    if x.stride(axis) != 1 and axis == 1:
+        low, high = x.flatten(2).aminmax(dim=2)
+    else:
+        low, high = x.movedim(axis, -1).flatten(0, -2).aminmax(dim=0)
+        low, high = low[None], high[None]
+    return torch.maximum(-low.amin(0), high.amax(0))
+
+
+def _shapes(reference: Tensor, other: Output) -> str:
     return f"shapes differ: reference {tuple(reference.shape)}, other {tuple(other.shape)}"
 
 
@@ -131,18 +155,27 @@ def capture(
 
 
 def _one_batch(reference: Reference, other: Other, gauges: dict[str, _Gauge], inputs: tuple[Tensor, ...]) -> None:
-    outputs: dict[str, Tensor] = {}
+    """Both models side by side, so that no more is kept than what the next ops read."""
+    theirs, ahead = other.outputs(inputs), dict[str, Output]()
 
-    def on_reference(name: str, given: tuple[Tensor, ...], output: Tensor) -> None:
+    def output_of(name: str) -> Output | None:
+        while name not in ahead:
+            found = next(theirs, None)
+            if found is None:
+                return None
+            _check(found[0], found[1])
+            if found[0] in gauges:
+                ahead[found[0]] = found[1]
+        return ahead.pop(name)
+
+    for name, given, output in reference.steps(inputs):
         check_finite(output, name)
-        if name in gauges:
-            gauges[name].see_reference(other, given, output)
-            outputs[name] = output
+        if (gauge := gauges.get(name)) is not None:
+            gauge.see(other, given, output, None if gauge.absent else output_of(name))
+    for left in theirs:
+        _check(*left)
 
-    def on_other(name: str, output: Tensor) -> None:
+
+def _check(name: str, output: Output) -> None:
+    if isinstance(output, Tensor):  # codes are finite
         check_finite(output, name)
-        if name in gauges and name in outputs:
-            gauges[name].see_other(outputs.pop(name), output)
-
-    reference.walk(inputs, on_reference)
-    other.outputs(inputs, on_other)

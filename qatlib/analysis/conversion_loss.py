@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qatlib.analysis.batches import Batch, peek
 from qatlib.analysis.distance import Distance, Meter, NewMetric
+from qatlib.analysis.pieces import real
 from qatlib.analysis.records import Unmeasured
 from qatlib.analysis.replay import Compute, Replay
 from qatlib.analysis.sides import IntegerSide, UnmeasurableError
@@ -155,7 +156,7 @@ class _Trials:
         def compute(name: str, inputs: tuple[Tensor, ...]) -> Tensor:
             if name in integers:
                 try:
-                    return self._side.same_input(name, self._fake.op(name).node.inputs, inputs)
+                    return real(self._side.same_input(name, self._fake.op(name).node.inputs, inputs))
                 except UnmeasurableError as error:
                     self.unmeasured[name] = Unmeasured(name, "integer form", str(error))
             return self._fake.compute(name, *inputs)

@@ -54,7 +54,7 @@ class Meter:
 
         Raises DataError: QAT214 if no output holds real numbers, QAT215 for a metric without targets.
         """
-        pairs = [(a, b) for a, b in zip(reference, leaves, strict=True) if a.is_floating_point()]
+        pairs = [(a.double(), b.double()) for a, b in zip(reference, leaves, strict=True) if a.is_floating_point()]
         if not pairs:
             fix = "Analyse the model without its last step, so that scores or coordinates come out"
             raise DataError("QAT214", "outputs", "hold integers or truth values alone, which have no distance", fix)

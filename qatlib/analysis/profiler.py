@@ -17,7 +17,7 @@ from qatlib.analysis.op_facts import program_facts
 from qatlib.analysis.records import Capture, Mode
 from qatlib.analysis.report import ReportData, write_report
 from qatlib.analysis.rules import run_rules
-from qatlib.analysis.sides import FakeSide, IntegerSide
+from qatlib.analysis.sides import FakeSide, FloatSide, IntegerSide
 from qatlib.analysis.similarity import SimilarityTable, check_measure, similarity_table, write_similarity
 from qatlib.analysis.states import emulator_of, float_view, require_quantized, require_untrained
 from qatlib.analysis.stats import Measure
@@ -43,7 +43,7 @@ def capture_pair(
         batches, first = peek(inputs, quantized.graph.inputs)
         view = float_view(model1, quantized, first.to(device).inputs)
         given = (batch.to(device).inputs for batch in batches)
-        return capture(FakeSide(view), FakeSide(quantized), quantized.graph.nodes, given, mode, measure)
+        return capture(FloatSide(view), FakeSide(quantized), quantized.graph.nodes, given, mode, measure)
     if mode == "QvsQ":
         fake = require_quantized(model1, "model1")
         device = fake.state_code.device

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from qatlib.analysis.accumulators import SaturationGauge, may_saturate
+from qatlib.analysis.pieces import Coded
 from qatlib.analysis.records import Saturation
 from qatlib.ops.boundary import quantize
 from qatlib.program import Op, Program
 from qatlib.qtype import FLOAT, INT32, QType
 
-Visit = Callable[[str, tuple[Tensor, ...], Tensor], None]
-"""Called after each node with its name, real-valued inputs and real-valued output."""
-SeeOutput = Callable[[str, Tensor], None]
-"""Called after each node with its name and real-valued output."""
+Step = tuple[str, tuple[Tensor, ...], Tensor]
+"""Name of a node, its real-valued inputs and its real-valued output."""
+Output = Tensor | Coded
+"""Real numbers of a node's output, as they are or as codes."""
 
 
 class UnmeasurableError(Exception):
@@ -28,7 +29,8 @@ class FakeModel(Protocol):
 
     graph: Any
 
-    def walk(self, *inputs: Tensor, visit: Callable[..., None]) -> Any: ...
+    def steps(self, *inputs: Tensor) -> Iterator[Any]: ...
+    def float_steps(self, *inputs: Tensor) -> Iterator[Any]: ...
     def compute(self, name: str, *inputs: Tensor) -> Tensor: ...
     def qtype(self, name: str) -> QType: ...
 
@@ -38,23 +40,26 @@ class Runner(Protocol):
 
     program: Program
 
-    def walk(self, *inputs: Tensor, visit: Callable[..., None]) -> Any: ...
+    def steps(self, *inputs: Tensor) -> Iterator[Any]: ...
     def compute(self, op: Op, *codes: Tensor) -> Tensor: ...
     def real(self, value_name: str, codes: Tensor) -> Tensor: ...
     def codes(self, value_name: str, real: Tensor) -> Tensor: ...
 
 
 class Reference(Protocol):
-    """The model that a capture measures against."""
+    """The model that a capture measures against: run node by node."""
 
-    def walk(self, inputs: Sequence[Tensor], visit: Visit) -> None: ...
+    def steps(self, inputs: Sequence[Tensor]) -> Iterator[Step]: ...
 
 
 class Other(Protocol):
-    """The model that a capture measures. ``same_input`` raises :class:`UnmeasurableError` where it cannot."""
+    """The model that a capture measures: names and outputs of its nodes, one by one, and single nodes.
 
-    def outputs(self, inputs: Sequence[Tensor], see: SeeOutput) -> None: ...
-    def same_input(self, name: str, sources: Sequence[str], inputs: Sequence[Tensor]) -> Tensor: ...
+    ``same_input`` raises :class:`UnmeasurableError` where it cannot.
+    """
+
+    def outputs(self, inputs: Sequence[Tensor]) -> Iterator[tuple[str, Output]]: ...
+    def same_input(self, name: str, sources: Sequence[str], inputs: Sequence[Tensor]) -> Output: ...
     def qtype(self, name: str) -> QType: ...
 
     def absent(self, name: str) -> str:
@@ -62,18 +67,28 @@ class Other(Protocol):
         ...
 
 
+class FloatSide:
+    """A FakeQuantModel in CALIBRATION state: the float model, as reference. Its observers see nothing."""
+
+    def __init__(self, model: FakeModel) -> None:
+        self.model = model
+
+    def steps(self, inputs: Sequence[Tensor]) -> Iterator[Step]:
+        return ((node.name, given, output) for node, given, output in self.model.float_steps(*inputs))
+
+
 class FakeSide:
-    """A FakeQuantModel, as reference (in CALIBRATION state: the float model) or as the one measured."""
+    """A FakeQuantModel, as reference or as the one measured."""
 
     def __init__(self, model: FakeModel) -> None:
         self.model = model
         self._names = {node.name for node in model.graph.nodes}
 
-    def walk(self, inputs: Sequence[Tensor], visit: Visit) -> None:
-        self.model.walk(*inputs, visit=lambda node, given, output: visit(node.name, given, output))
+    def steps(self, inputs: Sequence[Tensor]) -> Iterator[Step]:
+        return ((node.name, given, output) for node, given, output in self.model.steps(*inputs))
 
-    def outputs(self, inputs: Sequence[Tensor], see: SeeOutput) -> None:
-        self.model.walk(*inputs, visit=lambda node, given, output: see(node.name, output))
+    def outputs(self, inputs: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
+        return ((node.name, output) for node, _, output in self.model.steps(*inputs))
 
     def same_input(self, name: str, sources: Sequence[str], inputs: Sequence[Tensor]) -> Tensor:
         """Output of one op when nodes ``sources`` hold ``inputs`` (real), each first brought to this model's format."""
@@ -97,23 +112,24 @@ class IntegerSide:
         self._whole = {n for n, v in self.program.values.items() if v.qtype == INT32 and n not in accumulators}
         self._gauges = {op.name: SaturationGauge(op, self.program) for op in self.program.ops if may_saturate(op)}
 
-    def outputs(self, inputs: Sequence[Tensor], see: SeeOutput) -> None:
-        def visit(op: Op, given: tuple[Tensor, ...], output: Tensor) -> None:
+    def outputs(self, inputs: Sequence[Tensor]) -> Iterator[tuple[str, Output]]:
+        for op, given, output in self.runner.steps(*inputs):
             if op.name in self._gauges:
                 self._gauges[op.name].add(given)
-            see(op.output, self._real(op.output, output))
-
-        self.runner.walk(*inputs, visit=visit)
+            yield op.output, self._real(op.output, output)
 
     def saturations(self) -> tuple[Saturation, ...]:
         """What the accumulators that may saturate met in the batches so far."""
         return tuple(gauge.result() for gauge in self._gauges.values())
 
-    def _real(self, name: str, carrier: Tensor) -> Tensor:
+    def _real(self, name: str, carrier: Tensor) -> Output:
         """Real numbers of a value; integers without a scale as they are."""
+        scale = self.qtype(name).scale
+        if scale is not None:
+            return Coded(carrier, scale)
         return carrier.double() if name in self._whole else self.runner.real(name, carrier)
 
-    def same_input(self, name: str, sources: Sequence[str], inputs: Sequence[Tensor]) -> Tensor:
+    def same_input(self, name: str, sources: Sequence[str], inputs: Sequence[Tensor]) -> Output:
         """Output of the op, or ops, behind node ``name`` when nodes ``sources`` hold ``inputs`` (real-valued)."""
         known: dict[str, Tensor] = {}
         for source, tensor in zip(sources, inputs, strict=True):
@@ -146,4 +162,4 @@ def fake_quantize(tensor: Tensor, qtype: QType) -> Tensor:
     if qtype.scale is None:
         return tensor
     qmin, qmax = qtype.limits
-    return quantize(tensor.float(), qtype.scale, qmin, qmax) * qtype.scale
+    return quantize(tensor.float(), qtype.scale, qmin, qmax).mul_(qtype.scale)

@@ -16,6 +16,8 @@ from qatlib.fake.state import FakeQuantState
 from qatlib.program import Program
 
 _VALIDATION = "Call model.eval(), then set_fake_quantize(model, FakeQuantState.VALIDATION)"
+CHECKED = 4
+"""Samples on which two float models have to agree."""
 TOLERANCE = 1e-3
 """Largest relative difference of outputs that folding batch norms may cause."""
 
@@ -81,11 +83,23 @@ def float_view(model: nn.Module, quantized: FakeQuantModel, inputs: tuple[Tensor
                 f"is in {model.state.name} state, so it is not the float model",
                 "Pass the float model itself, or a copy in FakeQuantState.CALIBRATION",
             )
-        return deepcopy(model).eval()
-    view = deepcopy(quantized).eval()
+        return _copy(model).eval()
+    view = _copy(quantized).eval()
     set_fake_quantize(view, FakeQuantState.CALIBRATION)
-    _require_same_outputs(model, view, inputs)
+    _require_same_outputs(model, view, _first(inputs))
     return view
+
+
+def _copy(model: FakeQuantModel) -> FakeQuantModel:
+    """A copy on the same graph, which nothing changes."""
+    shared = (model.graph, *model.graph.nodes)
+    return deepcopy(model, {id(x): x for x in shared})
+
+
+def _first(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A few samples of a batch."""
+    sizes = {len(x) for x in inputs if x.dim()}
+    return tuple(x[:CHECKED] for x in inputs) if len(sizes) == 1 and all(x.dim() for x in inputs) else inputs
 
 
 def _require_same_outputs(model: nn.Module, view: FakeQuantModel, inputs: tuple[Tensor, ...]) -> None:

@@ -1,22 +1,24 @@
-"""Streaming statistics: of one tensor, and of the distance between two. Sums are float64; memory is constant."""
+"""Streaming statistics: of one tensor, and of the distance between two; memory is constant.
+
+Pieces of a tensor are summed in its own precision, and the pieces in float64: sums are good to about six digits.
+Counts are exact.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from qatlib.analysis.pieces import Coded, Piece, pieces, real, squares_fit
 from qatlib.errors import TrainingError
-from qatlib.qtype import QType
+from qatlib.qtype import FLOAT, QType
 
 BINS = 256
 """Bins of the code histograms behind :attr:`Comparison.kl`: one per int8 code, 256 int16 codes each."""
-
-_PIECE = 2**17
-"""Elements: half a MiB of float64."""
 
 Measure = Callable[[Tensor, Tensor], float]
 """A user's own similarity of (reference, other); averaged over batches, weighted with their number of elements."""
@@ -99,13 +101,6 @@ class Comparison:
         return None if self.differing is None else self.differing / self.count
 
 
-def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same elements of every tensor, flat, few enough to stay in cache; on a GPU all at once."""
-    size = _PIECE if tensors[0].device.type == "cpu" else max(1, tensors[0].numel())
-    if tensors[0].numel():
-        yield from zip(*(torch.split(tensor.detach().flatten(), size) for tensor in tensors), strict=True)
-
-
 class RunningSummary:
     """Accumulates a :class:`Summary` (Chan's pairwise update of mean and squared deviation)."""
 
@@ -113,19 +108,16 @@ class RunningSummary:
         self._count, self._min, self._max, self._mean, self._m2 = 0, math.inf, -math.inf, 0.0, 0.0
 
     def add(self, tensor: Tensor) -> None:
-        for (piece,) in _pieces(tensor):
-            self._add(piece.double())
+        for (piece,) in pieces(FLOAT, tensor):
+            self.add_piece(piece)
 
-    def _add(self, values: Tensor) -> None:
-        count = values.numel()
-        low, high = values.aminmax()
-        mean = float(values.mean())
-        m2 = float((values - mean).square_().sum())
-        delta, total = mean - self._mean, self._count + count
-        self._m2 += m2 + delta * delta * self._count * count / total
-        self._mean += delta * count / total
+    def add_piece(self, piece: Piece) -> None:
+        (low, high), (mean, m2) = piece.extent, piece.moments
+        delta, total = mean - self._mean, self._count + piece.count
+        self._m2 += m2 + delta * delta * self._count * piece.count / total
+        self._mean += delta * piece.count / total
         self._count = total
-        self._min, self._max = min(self._min, float(low)), max(self._max, float(high))
+        self._min, self._max = min(self._min, low), max(self._max, high)
 
     def result(self) -> Summary | None:
         """None before the first element."""
@@ -135,58 +127,82 @@ class RunningSummary:
 
 
 class RunningComparison:
-    """Accumulates a :class:`Comparison`; ``qtype`` is the format in which codes are counted."""
+    """Accumulates a :class:`Comparison`; ``qtype`` is the format in which codes are counted.
 
-    def __init__(self, qtype: QType, measure: Measure | None = None) -> None:
-        self._scale = qtype.scale
-        self._limits = qtype.limits if qtype.scale is not None else (0, 0)
-        self._measure = measure
+    Without ``histograms`` it has none, and no KL: they cost as much as half of everything else.
+    """
+
+    def __init__(self, qtype: QType, measure: Measure | None = None, histograms: bool = True) -> None:
+        self._qtype, self._measure = qtype, measure
         self._count = self._differing = self._above = self._saturated = 0
         self._dot = self._ref_sq = self._other_sq = self._se = self._l1 = self._max_abs = self._custom = 0.0
-        self._histograms = torch.zeros(2, BINS, dtype=torch.int64)
+        self._histograms = torch.zeros(2, BINS, dtype=torch.int64) if histograms else None
 
     def add(self, reference: Tensor, other: Tensor) -> None:
         """Add one batch; shapes must be equal."""
-        if reference.numel() == 0:
+        self.measure(reference, other)
+        for ref, oth in pieces(self._qtype, reference, other):
+            self.add_pieces(ref, oth)
+
+    def measure(self, reference: Tensor, other: Tensor | Coded) -> None:
+        """The user's measure of one batch."""
+        if self._measure is not None and reference.numel():
+            self._custom += float(self._measure(reference, real(other))) * reference.numel()
+
+    def add_pieces(self, ref: Piece, oth: Piece) -> None:
+        """Add the same part of both."""
+        diff = oth.values.sub(ref.values).abs_()
+        largest = float(diff.max())
+        if largest == 0.0:
+            self._add_equal(ref)
             return
-        if self._measure is not None:
-            self._custom += float(self._measure(reference, other)) * reference.numel()
-        for ref, oth in _pieces(reference, other):
-            self._add(ref.double(), oth.double())
-            if self._scale is not None:
-                self._add_codes(ref.float(), oth.float(), self._scale)
+        if not squares_fit(largest):
+            diff = oth.values.double().sub_(ref.values).abs_()
+        se = float(diff.dot(diff))
+        self._count += ref.count
+        self._ref_sq += ref.sq
+        self._other_sq += oth.sq
+        self._dot += (ref.sq + oth.sq - se) / 2
+        self._se += se
+        self._l1 += float(diff.sum())
+        self._max_abs = max(self._max_abs, largest)
+        if self._qtype.scale is not None:
+            self._saturated += ref.saturated
+            self._add_codes(ref.codes, oth.codes)
 
-    def _add(self, ref: Tensor, oth: Tensor) -> None:
-        diff = oth - ref
-        self._count += ref.numel()
-        self._dot += float(ref.dot(oth))
-        self._ref_sq += float(ref.dot(ref))
-        self._other_sq += float(oth.dot(oth))
-        self._se += float(diff.dot(diff))
-        magnitude = diff.abs_()
-        self._l1 += float(magnitude.sum())
-        self._max_abs = max(self._max_abs, float(magnitude.max()))
+    def _add_equal(self, ref: Piece) -> None:
+        self._count += ref.count
+        self._ref_sq, self._other_sq, self._dot = self._ref_sq + ref.sq, self._other_sq + ref.sq, self._dot + ref.sq
+        if self._qtype.scale is not None:
+            self._saturated += ref.saturated
+            if self._histograms is not None:
+                self._histograms += self._histogram(ref.codes)
 
-    def _add_codes(self, ref: Tensor, oth: Tensor, scale: float) -> None:
-        qmin, qmax = self._limits
-        raw = ref.div(torch.tensor(scale, device=ref.device)).round_()  # numerics.md, section 2
-        low, high = torch.stack(torch.aminmax(raw)).tolist()
-        if low < qmin or high > qmax:  # truth values cost more than arithmetic: none where there is nothing to count
-            self._saturated += int(((raw < qmin) | (raw > qmax)).sum())
-        codes, others = raw.clamp_(qmin, qmax), oth.div(torch.tensor(scale, device=oth.device)).round_()
-        step = codes.sub(others.clamp_(qmin, qmax)).abs_()
-        differing = int(torch.count_nonzero(step))
+    def _add_codes(self, codes: Tensor, others: Tensor) -> None:
+        step = codes.sub(others).abs_()
+        if float(step.max()) > 1:
+            ones = step.clamp(max=1)
+            self._above += int(step.sub_(ones).clamp_(max=1).sum())
+            step = ones
+        differing = int(step.sum())
         self._differing += differing
-        if differing and float(step.max()) > 1:
-            self._above += int((step > 1).sum())
-        first = _histogram(codes, qmin, qmax)
-        self._histograms += torch.stack([first, _histogram(others, qmin, qmax) if differing else first])
+        if self._histograms is not None:
+            first = self._histogram(codes)
+            self._histograms += torch.stack([first, self._histogram(others) if differing else first])
+
+    def _histogram(self, codes: Tensor) -> Tensor:
+        """Counts of :data:`BINS` bins; negative bytes count as large ones, of all kinds the fastest to count."""
+        qmin, qmax = self._qtype.limits
+        width = (qmax - qmin + 1) // BINS
+        bins = codes if width == 1 else codes.div(width).floor_()
+        return torch.bincount(bins.to(torch.int8).view(torch.uint8), minlength=BINS).roll(BINS // 2).cpu()
 
     def result(self) -> Comparison | None:
         """None before the first element."""
         if self._count == 0:
             return None
-        quantized = self._scale is not None
+        quantized = self._qtype.scale is not None
+        counted = self._histograms if quantized else None
         return Comparison(
             count=self._count,
             dot=self._dot,
@@ -195,18 +211,14 @@ class RunningComparison:
             se=self._se,
             l1_sum=self._l1,
             max_abs=self._max_abs,
-            scale=self._scale,
+            scale=self._qtype.scale,
             differing=self._differing if quantized else None,
             above_1_lsb=self._above if quantized else None,
             saturated=self._saturated if quantized else None,
-            histograms=_rows(self._histograms) if quantized else None,
-            kl=_divergence(self._histograms) if quantized else None,
+            histograms=None if counted is None else _rows(counted),
+            kl=None if counted is None else _divergence(counted),
             custom=self._custom / self._count if self._measure is not None else None,
         )
-
-
-def _histogram(codes: Tensor, qmin: int, qmax: int) -> Tensor:
-    return torch.bincount(codes.sub(qmin).div_((qmax - qmin + 1) // BINS).int(), minlength=BINS).cpu()
 
 
 def _rows(histograms: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -222,8 +234,10 @@ def _divergence(histograms: Tensor) -> float:
 
 def check_finite(tensor: Tensor, where: str) -> None:
     """Raise TrainingError (QAT165) if ``tensor`` holds a NaN or an infinity."""
+    if not tensor.is_floating_point() or math.isfinite(float(tensor.sum())):
+        return
     bad = int((~torch.isfinite(tensor)).sum())
-    if bad:
+    if bad:  # else the sum alone was too large
         raise TrainingError(
             "QAT165",
             where,

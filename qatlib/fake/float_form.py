@@ -21,8 +21,7 @@ def float_form(model: FakeQuantModel, *inputs: Tensor) -> Any:
     """
     values = dict(zip(model.graph.inputs, inputs, strict=True))
     with torch.no_grad(), _in_state(model, FakeQuantState.CALIBRATION):
-        for name, op in model.ops():
-            values[name] = op.compute(*(values[i] for i in op.node.inputs))
+        values |= {node.name: out for node, _, out in model.float_steps(*inputs) if node.name in model.graph.outputs}
     return tree_unflatten([values[name] for name in model.graph.outputs], model.graph.structure)
 
 

@@ -25,6 +25,8 @@ from qatlib.qtype import BOOL, FLOAT, INT32, DType, QType
 
 Visit = Callable[[Node, tuple[Tensor, ...], Tensor], None]
 Instead = Callable[[Node, Tensor], Tensor]
+Step = tuple[Node, tuple[Tensor, ...], Tensor]
+"""A node, its inputs and its output."""
 
 
 class FakeQuantModel(nn.Module):
@@ -65,6 +67,11 @@ class FakeQuantModel(nn.Module):
                 if reads_scale and not op.hybrid and (quantizer := self._quantizer(node.inputs[0])):
                     op._input_quantizer = (quantizer,)  # in a tuple: it belongs to another op
                     op._input_range = partial(self.observed, node.inputs[0])
+
+        last_use = {name: node.name for node in graph.nodes for name in node.inputs if name not in graph.outputs}
+        self._dying: dict[str, list[str]] = {name: [] for name in self._ops}
+        for name, reader in last_use.items():
+            self._dying[reader].append(name)
 
     def _place(self, name: str, op: FakeOp) -> None:
         """Register ``op`` under its dotted name: submodules and state dicts then read like the user's model."""
@@ -159,24 +166,47 @@ class FakeQuantModel(nn.Module):
         """Forward in which ``instead(node, output)`` takes the place of every node's output."""
         return self._run(inputs, instead=instead)
 
+    def steps(self, *inputs: Tensor) -> Iterator[Step]:
+        """Forward, one node whenever the next is asked for."""
+        return self._steps(self._named(inputs))
+
+    def float_steps(self, *inputs: Tensor) -> Iterator[Step]:
+        """Likewise without what quantizes outputs and observes them: in CALIBRATION state the float model."""
+        return self._steps(self._named(inputs), FakeOp.compute)
+
     def compute(self, name: str, *inputs: Tensor) -> Tensor:
         """One node on given inputs, with its output quantized as the state says."""
         result: Tensor = self._ops[name](*inputs)
         return result
 
     def _run(self, inputs: tuple[Tensor, ...], visit: Visit | None = None, instead: Instead | None = None) -> Any:
+        values = self._named(inputs)
+        for step in self._steps(values, instead=instead):
+            if visit is not None:
+                visit(*step)
+        return tree_unflatten([values[name] for name in self.graph.outputs], self.graph.structure)
+
+    def _named(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
         names = self.graph.inputs
         if len(inputs) != len(names):
             raise QConfigError("QAT143", "inputs", f"got {len(inputs)} tensors for {list(names)}", "Pass one each")
-        values = dict(zip(names, inputs, strict=True))
+        return dict(zip(names, inputs, strict=True))
+
+    def _steps(
+        self,
+        values: dict[str, Tensor],
+        forward: Callable[..., Tensor] = FakeOp.__call__,
+        instead: Instead | None = None,
+    ) -> Iterator[Step]:
+        """Run the ops on ``values``, which loses each after its last reader; the outputs stay."""
         for name, op in self._ops.items():
             arguments = tuple(values[i] for i in op.node.inputs)
-            values[name] = op(*arguments)
+            values[name] = forward(op, *arguments)
             if instead is not None:
                 values[name] = instead(op.node, values[name])
-            if visit is not None:
-                visit(op.node, arguments, values[name])
-        return tree_unflatten([values[name] for name in self.graph.outputs], self.graph.structure)
+            yield op.node, arguments, values[name]
+            for dead in self._dying[name]:
+                del values[dead]
 
     # -- looking -------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from qatlib.analysis.capture import capture
 from qatlib.analysis.profiler import capture_pair
 from qatlib.analysis.records import Capture, OpRecord
-from qatlib.analysis.sides import FakeSide, UnmeasurableError, Visit
+from qatlib.analysis.sides import FakeSide, Step, UnmeasurableError
 from qatlib.errors import ConfigError, DataError, StateError, TrainingError
 from qatlib.fake.model import set_fake_quantize
 from qatlib.fake.state import FakeQuantState
@@ -34,13 +34,13 @@ class Doubler:
     def __init__(self, offset: float = 0.0, missing: str = "") -> None:
         self.offset, self.missing = offset, missing
 
-    def walk(self, inputs: Sequence[Tensor], visit: Visit) -> None:
+    def steps(self, inputs: Sequence[Tensor]) -> Iterator[Step]:
         a = 2 * inputs[0] + self.offset
-        visit("a", (inputs[0],), a)
-        visit("b", (a,), 2 * a + self.offset)
+        yield "a", (inputs[0],), a
+        yield "b", (a,), 2 * a + self.offset
 
-    def outputs(self, inputs: Sequence[Tensor], see: Any) -> None:
-        self.walk(inputs, lambda name, given, output: see(name, output))
+    def outputs(self, inputs: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
+        return ((name, output) for name, _, output in self.steps(inputs))
 
     def same_input(self, name: str, sources: Sequence[str], inputs: Sequence[Tensor]) -> Tensor:
         if name == self.missing:
