@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,9 +118,7 @@ def pieces(qtype: QType, *tensors: Tensor | Coded) -> Iterator[tuple[Piece, ...]
 
 
 def _flat(tensors: list[Tensor]) -> list[Tensor]:
-    """Flattened alike: in the order of memory where they share it, which copies nothing."""
-    strides = tensors[0].stride()
-    if all(tensor.stride() == strides for tensor in tensors):
-        order = sorted(range(len(strides)), key=lambda axis: -strides[axis])
-        tensors = [tensor.permute(order) for tensor in tensors]
-    return [tensor.flatten() for tensor in tensors]
+    """Flattened alike, in the order of memory that most of them have: those are not copied."""
+    strides, _ = Counter(tensor.stride() for tensor in tensors).most_common(1)[0]
+    order = sorted(range(len(strides)), key=lambda axis: -strides[axis])
+    return [tensor.permute(order).flatten() for tensor in tensors]

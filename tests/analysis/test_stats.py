@@ -109,3 +109,15 @@ def test_nan_is_an_error_with_place_and_count() -> None:
     with pytest.raises(TrainingError, match=r"^QAT165 layer: 2 of 3 output elements") as caught:
         check_finite(torch.tensor([1.0, math.nan, math.inf]), "layer")
     assert caught.value.code == "QAT165"
+
+
+def test_the_order_of_memory_changes_nothing() -> None:
+    reference, other = torch.randn(2, 5, 4, 3), torch.randn(2, 5, 4, 3)
+    plain, mixed = RunningComparison(QType("int8", 0.1)), RunningComparison(QType("int8", 0.1))
+    plain.add(reference, other)
+    mixed.add(reference, other.to(memory_format=torch.channels_last))
+    first, second = plain.result(), mixed.result()
+    assert first is not None
+    assert second is not None
+    assert (first.differing, first.histograms) == (second.differing, second.histograms)
+    assert first.se == pytest.approx(second.se, rel=1e-6)
