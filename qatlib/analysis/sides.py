@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from qatlib.analysis.accumulators import SaturationGauge, may_saturate
 from qatlib.analysis.pieces import Coded
 from qatlib.analysis.records import Saturation
-from qatlib.ops.boundary import quantize
+from qatlib.fake.straight_through import round_into
 from qatlib.program import Op, Program
 from qatlib.qtype import FLOAT, INT32, QType
 
@@ -161,5 +162,5 @@ def fake_quantize(tensor: Tensor, qtype: QType) -> Tensor:
     """Round to the codes of ``qtype`` and back to reals; a format without a scale leaves the tensor as it is."""
     if qtype.scale is None:
         return tensor
-    qmin, qmax = qtype.limits
-    return quantize(tensor.float(), qtype.scale, qmin, qmax).mul_(qtype.scale)
+    x = tensor.float()
+    return round_into(torch.empty_like(x), x, torch.tensor(qtype.scale, device=x.device), qtype.limits, None)
