@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qatlib.analysis.pieces import pieces, real
 from qatlib.analysis.records import Capture, Mode, OpRecord, Unmeasured
-from qatlib.analysis.sides import Other, Output, Reference, UnmeasurableError
+from qatlib.analysis.sides import FloatSide, Other, Output, Reference, UnmeasurableError
 from qatlib.analysis.stats import Measure, RunningComparison, RunningSummary, check_finite
 from qatlib.graph.calls import calls_of_shared
 from qatlib.graph.ir import INPUT, Node
@@ -31,13 +31,15 @@ Inputs = Tensor | Sequence[Tensor] | tuple[Sequence[Tensor], Any]
 class _Gauge:
     """Everything measured at one node; before a softmax, of what the softmax can tell from 0."""
 
-    def __init__(self, node: Node, other: Other, measure: Measure | None) -> None:
+    def __init__(self, node: Node, other: Other, measure: Measure | None, channels: bool) -> None:
         self.node = node
         self.absent = other.absent(node.name)
         self.qtype = FLOAT if self.absent else other.qtype(node.name)
         self.reference, self.other = RunningSummary(), RunningSummary()
-        self.accumulated = RunningComparison(self.qtype, measure)
+        self.accumulated = RunningComparison(self.qtype, measure, steps=False)
         self.same_input = RunningComparison(self.qtype, measure, histograms=False)
+        operator = BY_NAME.get(node.op)
+        self._channels = operator if channels and isinstance(operator, Dense) else None
         self.channel_amax: Tensor | None = None
         self.reasons: dict[str, str] = {}
         if self.absent:
@@ -78,9 +80,8 @@ class _Gauge:
         return None
 
     def _see_channels(self, output: Tensor) -> None:
-        operator = BY_NAME.get(self.node.op)
-        if isinstance(operator, Dense) and output.numel():
-            seen = _channel_amax(output.detach(), operator.channel_axis % output.dim())
+        if self._channels is not None and output.numel():
+            seen = _channel_amax(output.detach(), self._channels.channel_axis % output.dim())
             self.channel_amax = seen if self.channel_amax is None else torch.maximum(self.channel_amax, seen)
 
     def record(self, index: int, call: int) -> OpRecord:
@@ -110,13 +111,11 @@ def _relevant(reference: Tensor, other: Output, below: Sequence[Any] | None) -> 
 
 
 def _channel_amax(x: Tensor, axis: int) -> Tensor:
-    """Largest magnitude of every channel; along memory, whichever axis is the innermost."""
-    if x.stride(axis) != 1 and axis == 1:
-        low, high = x.flatten(2).aminmax(dim=2)
-    else:
-        low, high = x.movedim(axis, -1).flatten(0, -2).aminmax(dim=0)
-        low, high = low[None], high[None]
-    return torch.maximum(-low.amin(0), high.amax(0))
+    """Largest magnitude of every channel."""
+    rest = [i for i in range(x.dim()) if i != axis]
+    if axis == 1 and x[0, 0].numel() < 64 < len(x):  # rows too short to reduce along
+        return torch.maximum(x.amax(0), -x.amin(0)).flatten(1).amax(1)
+    return torch.maximum(x.amax(rest), -x.amin(rest))
 
 
 def _shapes(reference: Tensor, other: Output) -> str:
@@ -137,7 +136,7 @@ def capture(
     output is NaN or infinite.
     """
     nodes = [node for node in nodes if node.op != INPUT]
-    gauges = {node.name: _Gauge(node, other, measure) for node in nodes}
+    gauges = {node.name: _Gauge(node, other, measure, isinstance(reference, FloatSide)) for node in nodes}
     count = samples = 0
     with torch.no_grad():
         for batch in batches:

@@ -52,9 +52,14 @@ class Piece:
         return float(low), float(high)
 
     @cached_property
+    def magnitude(self) -> float:
+        """Largest absolute value; whoever knows a bound of it may set that instead."""
+        return max(map(abs, self.extent))
+
+    @cached_property
     def squarable(self) -> Tensor:
         """The values, as float64 where float32 does not hold the sum of their squares."""
-        return self.values if squares_fit(max(map(abs, self.extent))) else self.values.double()
+        return self.values if squares_fit(self.magnitude) else self.values.double()
 
     @cached_property
     def sq(self) -> float:
@@ -76,23 +81,29 @@ class Piece:
     @cached_property
     def codes(self) -> Tensor:
         """By numerics.md, section 2; raises ValueError for a format without a scale."""
-        return self._coded[0]
+        return self._rounded.clamp(*self._qtype.limits) if self._may_saturate else self._rounded
 
     @cached_property
     def saturated(self) -> int:
         """How many elements lie outside of the format."""
-        return self._coded[1]
+        if not self._may_saturate:
+            return 0
+        return int((self._rounded - self.codes).abs_().clamp_(max=1).sum())  # faster than counting truth values
 
     @cached_property
-    def _coded(self) -> tuple[Tensor, int]:
+    def _rounded(self) -> Tensor:
         if self._qtype.scale is None:
             raise ValueError("codes of a format without a scale")
-        (low, high), (qmin, qmax), scale = self.extent, self._qtype.limits, self._qtype.scale
-        raw = self.values.float().div(torch.tensor(scale, device=self.values.device)).round_()
-        if qmin - 0.4 < low / scale and high / scale < qmax + 0.4:
-            return raw, 0
-        codes = raw.clamp(qmin, qmax)
-        return codes, int(raw.sub_(codes).abs_().clamp_(max=1).sum())  # faster than counting truth values
+        return self.values.float().div(torch.tensor(self._qtype.scale, device=self.values.device)).round_()
+
+    @cached_property
+    def _may_saturate(self) -> bool:
+        return self._qtype.scale is not None and self.magnitude / self._qtype.scale > self._qtype.limits[1] + 0.4
+
+    def sample(self, start: int, step: int) -> Piece:
+        """Every ``step``-th element from ``start`` on."""
+        codes = self.codes[start::step] if "codes" in self.__dict__ else None
+        return Piece(self.values[start::step], self._qtype, codes)
 
 
 def squares_fit(magnitude: float) -> bool:

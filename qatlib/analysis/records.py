@@ -24,7 +24,7 @@ class OpRecord:
     :attr:`Capture.unmeasured`). ``call`` counts the calls of a module that is used more than once, from 1; it is 0
     otherwise. ``qtype`` is the output format of the other model. An inner step of a composite has the name of the whole
     call in ``composite``. ``channel_amax`` is the largest magnitude of every output channel of a convolution or linear
-    in the reference.
+    of a float reference. Of ``accumulated`` codes that differ are not counted; ``same_input`` has no histograms.
     """
 
     index: int

@@ -16,7 +16,7 @@ from qatlib.fake.state import FakeQuantState
 from qatlib.program import Program
 
 _VALIDATION = "Call model.eval(), then set_fake_quantize(model, FakeQuantState.VALIDATION)"
-CHECKED = 4
+CHECKED = 2
 """Samples on which two float models have to agree."""
 TOLERANCE = 1e-3
 """Largest relative difference of outputs that folding batch norms may cause."""

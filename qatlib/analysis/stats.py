@@ -20,6 +20,9 @@ from qatlib.qtype import FLOAT, QType
 BINS = 256
 """Bins of the code histograms behind :attr:`Comparison.kl`: one per int8 code, 256 int16 codes each."""
 
+WHOLE, SAMPLED = 2**17, 16
+"""Pieces of so many elements give one of so many to the histograms."""
+
 Measure = Callable[[Tensor, Tensor], float]
 """A user's own similarity of (reference, other); averaged over batches, weighted with their number of elements."""
 
@@ -44,11 +47,11 @@ class Summary:
 class Comparison:
     """Distance between a reference tensor and another one of equal shape, over all batches.
 
-    ``dot``, ``ref_sq``, ``other_sq``, ``se`` and ``l1_sum`` are sums over elements. ``differing``, ``above_1_lsb``
-    (codes that differ, and differ by more than one), ``saturated`` (reference values outside the format) and ``kl``
-    are None where the output has no scale, like ``histograms``: how many values of the reference and of the other fall
-    on each code, in :data:`BINS` equal bins from qmin to qmax; what the format clips counts at its ends. ``kl`` is
-    their divergence KL(reference || other), in nats.
+    ``dot``, ``ref_sq``, ``other_sq``, ``se`` and ``l1_sum`` are sums over elements. The rest is None where the output
+    has no scale, or was not asked for: ``differing`` and ``above_1_lsb`` (codes that differ, and differ by more than
+    one), ``saturated`` (reference values outside the format), and ``histograms``: how many values of the reference and
+    of the other fall on each code, in :data:`BINS` equal bins from qmin to qmax; what the format clips counts at its
+    ends. ``kl`` is their divergence KL(reference || other), in nats.
     """
 
     count: int
@@ -129,14 +132,19 @@ class RunningSummary:
 class RunningComparison:
     """Accumulates a :class:`Comparison`; ``qtype`` is the format in which codes are counted.
 
-    Without ``histograms`` it has none, and no KL: they cost as much as half of everything else.
+    Without ``steps`` it does not count the codes that differ, without ``histograms`` it has none, and no KL. Large
+    tensors give every 16th element to the histograms, which stands for all.
     """
 
-    def __init__(self, qtype: QType, measure: Measure | None = None, histograms: bool = True) -> None:
+    def __init__(
+        self, qtype: QType, measure: Measure | None = None, steps: bool = True, histograms: bool = True
+    ) -> None:
         self._qtype, self._measure = qtype, measure
-        self._count = self._differing = self._above = self._saturated = 0
+        self._steps = steps and qtype.scale is not None
+        self._count = self._differing = self._above = self._saturated = self._sampled = 0
         self._dot = self._ref_sq = self._other_sq = self._se = self._l1 = self._max_abs = self._custom = 0.0
-        self._histograms = torch.zeros(2, BINS, dtype=torch.int64) if histograms else None
+        counted = histograms and qtype.scale is not None
+        self._histograms = torch.zeros(2, BINS, dtype=torch.int64) if counted else None
 
     def add(self, reference: Tensor, other: Tensor) -> None:
         """Add one batch; shapes must be equal."""
@@ -153,42 +161,42 @@ class RunningComparison:
         """Add the same part of both."""
         diff = oth.values.sub(ref.values).abs_()
         largest = float(diff.max())
-        if largest == 0.0:
-            self._add_equal(ref)
-            return
         if not squares_fit(largest):
             diff = oth.values.double().sub_(ref.values).abs_()
-        se = float(diff.dot(diff))
+        if "extent" not in oth.__dict__:
+            oth.magnitude = ref.magnitude + largest
+        se = float(diff.dot(diff)) if largest else 0.0
+        other_sq = oth.sq if largest else ref.sq
         self._count += ref.count
         self._ref_sq += ref.sq
-        self._other_sq += oth.sq
-        self._dot += (ref.sq + oth.sq - se) / 2
+        self._other_sq += other_sq
+        self._dot += (ref.sq + other_sq - se) / 2
         self._se += se
-        self._l1 += float(diff.sum())
+        self._l1 += float(diff.sum()) if largest else 0.0
         self._max_abs = max(self._max_abs, largest)
         if self._qtype.scale is not None:
             self._saturated += ref.saturated
-            self._add_codes(ref.codes, oth.codes)
+        if self._steps and largest:
+            self._add_steps(ref.codes, oth.codes)
+        if self._histograms is not None:
+            self._add_histograms(ref, oth if largest else ref)
 
-    def _add_equal(self, ref: Piece) -> None:
-        self._count += ref.count
-        self._ref_sq, self._other_sq, self._dot = self._ref_sq + ref.sq, self._other_sq + ref.sq, self._dot + ref.sq
-        if self._qtype.scale is not None:
-            self._saturated += ref.saturated
-            if self._histograms is not None:
-                self._histograms += self._histogram(ref.codes)
-
-    def _add_codes(self, codes: Tensor, others: Tensor) -> None:
+    def _add_steps(self, codes: Tensor, others: Tensor) -> None:
         step = codes.sub(others).abs_()
-        if float(step.max()) > 1:
+        if float(step.max()) > 1:  # sums of zeros and ones: truth values are slower to count
             ones = step.clamp(max=1)
             self._above += int(step.sub_(ones).clamp_(max=1).sum())
             step = ones
-        differing = int(step.sum())
-        self._differing += differing
-        if self._histograms is not None:
-            first = self._histogram(codes)
-            self._histograms += torch.stack([first, self._histogram(others) if differing else first])
+        self._differing += int(step.sum())
+
+    def _add_histograms(self, ref: Piece, oth: Piece) -> None:
+        assert self._histograms is not None
+        weight = SAMPLED if ref.count >= WHOLE else 1
+        if weight > 1:  # from another place each time, else channels last would show the same channels
+            start = self._sampled % SAMPLED
+            ref, oth = ref.sample(start, SAMPLED), oth.sample(start, SAMPLED)
+            self._sampled += 1
+        self._histograms += torch.stack([self._histogram(ref.codes), self._histogram(oth.codes)]) * weight
 
     def _histogram(self, codes: Tensor) -> Tensor:
         """Counts of :data:`BINS` bins; negative bytes count as large ones, of all kinds the fastest to count."""
@@ -201,8 +209,7 @@ class RunningComparison:
         """None before the first element."""
         if self._count == 0:
             return None
-        quantized = self._qtype.scale is not None
-        counted = self._histograms if quantized else None
+        counted = self._histograms
         return Comparison(
             count=self._count,
             dot=self._dot,
@@ -212,9 +219,9 @@ class RunningComparison:
             l1_sum=self._l1,
             max_abs=self._max_abs,
             scale=self._qtype.scale,
-            differing=self._differing if quantized else None,
-            above_1_lsb=self._above if quantized else None,
-            saturated=self._saturated if quantized else None,
+            differing=self._differing if self._steps else None,
+            above_1_lsb=self._above if self._steps else None,
+            saturated=None if self._qtype.scale is None else self._saturated,
             histograms=None if counted is None else _rows(counted),
             kl=None if counted is None else _divergence(counted),
             custom=self._custom / self._count if self._measure is not None else None,

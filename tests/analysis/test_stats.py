@@ -121,3 +121,24 @@ def test_the_order_of_memory_changes_nothing() -> None:
     assert second is not None
     assert (first.differing, first.histograms) == (second.differing, second.histograms)
     assert first.se == pytest.approx(second.se, rel=1e-6)
+
+
+def test_histograms_of_large_tensors_are_those_of_a_sample_that_leaves_no_channel_out() -> None:
+    channels = torch.arange(64.0).repeat(2**14)  # channels last: one value a channel, 64 divides the step
+    seen = RunningComparison(QType("int8", 1.0))
+    seen.add(channels, channels)
+    result = seen.result()
+    assert result is not None
+    assert result.histograms is not None
+    counts = np.array(result.histograms[0])
+    assert counts.sum() == channels.numel()
+    assert (counts[128:192] > 0).sum() >= 32
+
+
+def test_numbers_whose_squares_float32_cannot_hold() -> None:
+    for magnitude in (1e-25, 1e25):
+        reference = torch.randn(100) * magnitude
+        other = reference * 1.5
+        seen = compare(reference.numpy(), other.numpy())
+        assert seen.sqnr_db == pytest.approx(10 * math.log10(4), rel=1e-5)
+        assert seen.cosine == pytest.approx(1.0)
