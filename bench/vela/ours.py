@@ -1,0 +1,81 @@
+"""The same networks compiled by our own compiler, for targets that describe the same machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.vela.export import NETWORKS
+from bench.vela.tables import Layer
+from qatlib.compiler import Executable, compile_model
+from qatlib.conversion import to_program
+from qatlib.fake.calibrate import calibrate
+from qatlib.fake.prepare import prepare_qat_fx
+from qatlib.program import Op, Program
+
+TARGETS = Path(__file__).with_name("targets")
+_VELA_KINDS = ("Conv2D", "DepthwiseConv2D", "FullyConnected")
+
+
+def program(network: str) -> Program:
+    """The network as a Program, calibrated with one random image: a time depends on shapes."""
+    build, shape = NETWORKS[network]
+    torch.manual_seed(0)
+    fake = prepare_qat_fx(build().eval(), example_inputs=[image := torch.randn(*shape)])
+    calibrate(fake, [image])
+    return to_program(fake)
+
+
+def compiled(network: Program, config: str) -> Executable:
+    """For the target of that name in ``targets/``."""
+    return compile_model(network, TARGETS / f"{config}.yaml")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Cycles of one convolution or linear layer."""
+
+    name: str
+    ours: int
+    vela: int
+
+
+def pairs(executable: Executable, layers: Sequence[Layer]) -> list[Pair]:
+    """Convolutions and linear layers that both have, each with the first of Vela's of the same sizes not yet taken."""
+    left = [layer for layer in layers if layer.kind in _VELA_KINDS]
+    cycles = {row.op: row.cycles for row in executable.performance.rows}
+    found = []
+    for op in executable.program:
+        if op.kind not in ("conv", "linear"):
+            continue
+        sizes = _sizes(executable.program, op)
+        match = next((layer for layer in left if sizes == (layer.ifm, layer.ofm, layer.kernel)), None)
+        if match is not None:
+            left.remove(match)
+            found.append(Pair(op.name, cycles[op.name], match.cycles))
+    return found
+
+
+def _sizes(network: Program, op: Op) -> tuple[str, str, str]:
+    """Input, output and kernel as :class:`.tables.Layer` writes them."""
+    maps = []
+    for name in (op.inputs[0], op.output):
+        channels, *image = network.values[name].sizes()[1:]
+        maps.append("x".join(map(str, (*(image or (1, 1)), channels))))
+    kernel = network.constant(op, "weight").shape[2:] or (1, 1)
+    return maps[0], maps[1], "x".join(map(str, kernel))
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's, equal values sharing their mean rank."""
+    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
+
+
+def _ranks(values: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return np.asarray((ends - (counts - 1) / 2)[inverse])
