@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from qatlib.analysis.batches import peek
@@ -33,8 +34,8 @@ class Steps:
 
     def steepest(self) -> Step | None:
         """The step that adds most to the error power at the output."""
-        before = [self.start.noise, *(step.first.noise for step in self.steps)]
-        rises = [(step.first.noise - b, -i) for i, (step, b) in enumerate(zip(self.steps, before, strict=False))]
+        noises = [self.start.noise, *(step.first.noise for step in self.steps)]
+        rises = [(after - before, -i) for i, (before, after) in enumerate(pairwise(noises))]
         return self.steps[-max(rises)[1]] if rises else None
 
 
