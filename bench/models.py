@@ -110,6 +110,9 @@ def transformer() -> nn.Module:
 
 def _lively(net: nn.Module) -> nn.Module:
     """Batch norms with the statistics of random images, so that activations neither vanish nor explode."""
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = None  # the mean over all batches: a moving average keeps too much of where it started
     net.train()
     with torch.no_grad():
         for _ in range(8):
