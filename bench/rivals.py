@@ -69,7 +69,9 @@ def _conv(op: Op, x: Tensor, weight: Tensor) -> Tensor:
     return out.permute(0, 1, 3, 2).reshape(batch, len(weight), rows, columns)
 
 
-class _OneBatch(CalibrationDataReader):  # type: ignore[misc]
+class OneBatch(CalibrationDataReader):  # type: ignore[misc]
+    """Inputs by name, once."""
+
     def __init__(self, feed: dict[str, Array]) -> None:
         self._rest = iter([feed])
 
@@ -77,21 +79,27 @@ class _OneBatch(CalibrationDataReader):  # type: ignore[misc]
         return next(self._rest, None)
 
 
-def onnx_runtime(model: nn.Module, x: Tensor, threads: int) -> Run:
-    """The int8 kernels of ONNX Runtime: float export, its own static quantization (QDQ, signed, per channel), and all
-    optimizations on.
-    """
-    import onnxruntime
+def onnx_files(model: nn.Module, x: Tensor, folder: Path) -> Path:
+    """Write ``float.onnx``, ``ready.onnx`` (optimized) and ``int8.onnx`` into ``folder``, which comes back.
 
-    folder = Path(tempfile.mkdtemp(prefix="qatlib-bench-"))
+    The last is ONNX Runtime's own static quantization: QDQ, signed, per channel, calibrated on ``x``.
+    """
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         torch.onnx.export(model, (x,), folder / "float.onnx", dynamo=False, input_names=["x"], opset_version=17)
         quant_pre_process(folder / "float.onnx", folder / "ready.onnx")
         quantize_static(
-            folder / "ready.onnx", folder / "int8.onnx", _OneBatch({"x": x.numpy()}), per_channel=True,
+            folder / "ready.onnx", folder / "int8.onnx", OneBatch({"x": x.numpy()}), per_channel=True,
             activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
         )  # fmt: skip
+    return folder
+
+
+def onnx_runtime(model: nn.Module, x: Tensor, threads: int) -> Run:
+    """The int8 kernels of ONNX Runtime, all optimizations on."""
+    import onnxruntime
+
+    folder = onnx_files(model, x, Path(tempfile.mkdtemp(prefix="qatlib-bench-")))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(folder / "int8.onnx", options, providers=["CPUExecutionProvider"])
