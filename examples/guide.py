@@ -20,7 +20,6 @@ from qatlib.analysis.findings import Finding
 
 def main(folder: Path) -> None:
     """Print scores and findings of each step; write the comparisons into ``folder``."""
-    torch.set_num_threads(1)
     model, test = train(), build_data("test")
     print(f"float       {accuracy(model, test):.4f}")
 
@@ -45,4 +44,5 @@ def show(findings: tuple[Finding, ...]) -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("guide-reports"))

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +100,7 @@ def esp_ppq(net: nn.Module, x: Tensor) -> list[Side]:
 class _Anything(types.ModuleType):
     """A module in which every name is an empty class."""
 
-    __path__: list[str] = []
+    __path__: ClassVar[list[str]] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -197,9 +197,7 @@ def torch_ao(net: nn.Module, x: Tensor) -> list[Side]:
         model = suite.convert_n_shadows_model(model)
         suite.loggers_set_enabled(model, True)
         model(x)
-        found = create_results_comparison(
-            group_results_by_subgraph(suite.extract_results_n_shadows_model(model))
-        )
+        found = create_results_comparison(group_results_by_subgraph(suite.extract_results_n_shadows_model(model)))
         return {each["fqn"]: float(each["candidates"]["1"]["cmp_mean"]) for each in found.values()}
 
     return [
