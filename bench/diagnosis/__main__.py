@@ -15,22 +15,23 @@ ROWS = Path(__file__).with_name("score.csv")
 
 
 @click.command()
-@click.option("--only", default="", help="Faults whose name, network or code holds this text; nothing is written.")
+@click.option("--only", default="", help="Faults whose name, network or code holds this text; others keep their rows.")
 @click.option("--table", is_flag=True, help="Print the table of docs/diagnosis.md and run nothing.")
 def main(only: str, table: bool) -> None:
     """Plant every fault, run the pipeline, and write which rank the finding had that names it."""
     if table:
         click.echo(markdown(read_rows(ROWS)))
         return
-    rows = []
-    for fault in (*map(clean, NETS), *FAULTS):
-        if only not in f"{fault.name} {fault.net} {fault.code}":
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            rows.append(score(fault, Path(folder)))
-        click.echo(f"{rows[-1]}")
-    if not only:
-        write_rows(ROWS, rows)
+    cases = (*map(clean, NETS), *FAULTS)
+    known = {row.planted: row for row in read_rows(ROWS)}
+    for fault in cases:
+        if only in f"{fault.name} {fault.net} {fault.code}":
+            with tempfile.TemporaryDirectory() as folder:
+                row = score(fault, Path(folder))
+            known[row.planted] = row
+            click.echo(f"{row}")
+    rows = [known[fault.planted] for fault in cases if fault.planted in known]
+    write_rows(ROWS, rows)
     click.echo(markdown(rows))
 
 

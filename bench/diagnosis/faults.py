@@ -39,6 +39,11 @@ class Fault:
     weights: Weights = nothing
     late: bool = False
 
+    @property
+    def planted(self) -> tuple[str, str, str, str]:
+        """What tells a fault from the others, as of its row."""
+        return self.name, self.net, self.code, self.module
+
 
 # -- faults of weights -------------------------------------------------------------------------------------------------
 
@@ -70,6 +75,20 @@ def one_of(channels: int, factor: float) -> torch.Tensor:
     factors = torch.ones(channels)
     factors[5] = factor
     return factors
+
+
+def shift(norm: str, consumer: str, by: float, model: nn.Module) -> None:
+    """Add ``by`` to all channels of ``norm`` and take it away again behind ``consumer``: in its bias, or in the norm
+    that ``consumer`` names after a comma. Nothing between the two may clip or pad.
+    """
+    reader, _, behind = consumer.partition(", ")
+    with torch.no_grad():
+        model.get_submodule(norm).get_parameter("bias").add_(by)
+        added = by * model.get_submodule(reader).get_parameter("weight").flatten(1).sum(1)
+        if behind:
+            model.get_submodule(behind).get_buffer("running_mean").add_(added)
+        else:
+            model.get_submodule(reader).get_parameter("bias").sub_(added)
 
 
 def kill(conv: str, channels: slice, model: nn.Module) -> None:
@@ -222,6 +241,35 @@ def structure() -> list[Fault]:
     ]  # fmt: skip
 
 
+def measured() -> list[Fault]:
+    """What only ``analyze.sensitivity`` sees; it is on for these faults alone."""
+
+    def study(conversion: bool = False, bad_cases: int = 0) -> Params:
+        asked = {"kinds": ["off", "int16"], "parts": False, "steps": False, "metric": False, "batch_size": 32}
+        return {"analyze": {"sensitivity": {"images": 64, **asked, "conversion": conversion, "bad_cases": bad_cases}}}
+
+    def table(**settings: Any) -> Params:
+        wide = {"overrides": [{"match": layer, "activation": "int16"} for layer in ("up", "gelu")]}
+        return {"qconfig": wide, "convert": {"tables": [{"match": "gelu", **settings}]}, **study(conversion=True)}
+
+    far = "values far from 0, which the next layer takes back"
+    lossy = ("QAT004", "QAT015", "QAT023")
+    unlike = (*COARSE, "QAT033")
+    return [
+        Fault(far, MOBILE, "QAT036", "last.0", COARSE, params=study(),
+              weights=partial(shift, "two.project.1", "last.0, last.1", 300.0)),
+        Fault(far, ATTENTION, "QAT036", "head", COARSE, params=study(),
+              weights=partial(shift, "down", "head", 300.0)),
+        Fault("an op of few codes among finer ones", BRANCHES, "QAT036", "deep", ("QAT027", *COARSE),
+              params={**override("deep", scale=8.0), **study()}),
+        Fault("a table of 8 steps", ATTENTION, "QAT037", "gelu", lossy, params=table(division="uniform", entries=8)),
+        Fault("a table that ends before its values", ATTENTION, "QAT037", "gelu", lossy,
+              params=table(range=[-0.5, 0.5])),
+        *each(ALL, "one white image among the others", "QAT038", "", unlike, data={"fault": "one odd"}, late=True,
+              params=study(bad_cases=5)),
+    ]  # fmt: skip
+
+
 def training() -> list[Fault]:
     def qat(**changes: Any) -> Params:
         return {"qat": {"epochs": 1, **changes}}
@@ -236,6 +284,6 @@ def training() -> list[Fault]:
 
 
 FAULTS: tuple[Fault, ...] = (
-    *float_models(), *calibration(), *ranges(), *formats(), *structure(), *training()
+    *float_models(), *calibration(), *ranges(), *formats(), *structure(), *measured(), *training()
 )  # fmt: skip
 """Every fault, in the order of the table."""

@@ -17,6 +17,8 @@ CLASSES, SIDE = 6, 16
 SIZES = {"train": 2048, "calib": 256, "val": 512, "test": 1000}
 EPOCHS = {"branches": 4, "mobile": 4, "attention": 10}
 NOISE = 0.8
+ODD = 17
+"""Validation image that the fault "one odd" replaces by plain white."""
 
 
 class Branches(nn.Module):
@@ -131,6 +133,8 @@ def data(split: str, fault: str = "", limit: int | None = None) -> TensorDataset
         "dull calibration": x * 0.92 if split == "calib" else x,
         "blank": x * 0 if split in ("calib", "val") else x,
     }.get(fault, x)
+    if fault == "one odd" and split == "val":
+        x[ODD] = 1.0
     if limit is not None and split == "train":
         x, labels = x[:limit], labels[:limit]
     return TensorDataset(x, labels)

@@ -52,6 +52,11 @@ class Row:
     false_alarms: str
 
     @property
+    def planted(self) -> tuple[str, str, str, str]:
+        """What tells a row from the others, as of its fault."""
+        return self.fault, self.net, self.code, self.module
+
+    @property
     def found(self) -> bool:
         return 0 < self.rank <= TOP
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from bench.diagnosis import __main__ as command
 from bench.diagnosis.__main__ import ROWS
-from bench.diagnosis.faults import FAULTS
-from bench.diagnosis.nets import NETS, build, data
+from bench.diagnosis.faults import FAULTS, shift
+from bench.diagnosis.nets import NETS, ODD, build, data
 from bench.diagnosis.score import Row, clean, markdown, planted, read_rows, score, trained, write_rows
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +44,38 @@ def test_weights_are_planted_behind_the_networks_back(name: str, monkeypatch: py
             torch.testing.assert_close(after(images), before(images), rtol=1e-3, atol=1e-4)
         assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
     trained.cache_clear()
+
+
+@pytest.mark.parametrize(("net", "norm", "consumer"), [
+    ("mobile", "two.project.1", "last.0, last.1"), ("attention", "down", "head"),
+])  # fmt: skip
+def test_a_shift_is_taken_back(net: str, norm: str, consumer: str) -> None:
+    model, images = build(net).eval(), data("test").tensors[0][:16]
+    inside: list[torch.Tensor] = []
+    model.get_submodule(norm).register_forward_hook(lambda *given: inside.append(given[-1]))
+    with torch.no_grad():
+        before = model(images)
+        shift(norm, consumer, 3.0, model)
+        torch.testing.assert_close(model(images), before, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(inside[1], inside[0] + 3.0)
+
+
+def test_one_validation_image_is_odd() -> None:
+    for split in ("train", "calib", "val", "test"):
+        odd, plain = data(split, "one odd").tensors[0], data(split).tensors[0]
+        changed = (odd != plain).flatten(1).any(1).nonzero().flatten().tolist()
+        assert changed == ([ODD] if split == "val" else [])
+
+
+def test_a_part_of_the_faults_keeps_the_other_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, *_ = FAULTS
+    old, new = (Row(*first.planted, 1, 1, ""), Row(*second.planted, 0, 3, "")), Row(*second.planted, 2, 3, "")
+    write_rows(tmp_path / "rows.csv", [Row("gone", "mobile", "QAT001", "", 1, 1, ""), *old])
+    monkeypatch.setattr(command, "ROWS", tmp_path / "rows.csv")
+    monkeypatch.setattr(command, "FAULTS", (first, second))
+    monkeypatch.setattr(command, "score", lambda fault, folder: new if fault is second else pytest.fail(fault.name))
+    done = CliRunner().invoke(command.main, ["--only", f"{second.name} {second.net}"])
+    assert read_rows(tmp_path / "rows.csv") == [old[0], new], done.output
 
 
 def test_what_is_not_found_and_what_is_too_much_show_in_the_table(tmp_path: Path) -> None:
