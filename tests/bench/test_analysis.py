@@ -1,4 +1,4 @@
-"""The bench of the analysis: other tools answer the same question in the same order, and one that is missing is named."""
+"""The bench of the analysis: other tools answer the same question, and one that is missing is named."""
 
 from __future__ import annotations
 
