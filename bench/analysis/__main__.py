@@ -20,6 +20,8 @@ from qatlib.analysis.profiler import capture_pair
 from qatlib.analysis.taylor import rank_correlation
 
 IMAGES, PIXELS = 64, 96
+SHORTER = ("ranked", "scored")
+"""Our sides that answer ALONE with less."""
 T = TypeVar("T")
 
 
@@ -90,17 +92,17 @@ def first_table(made: Made, seconds: Mapping[str, float], ours: Mapping[str, Tim
 def second_table(ours: Mapping[str, Timed], theirs: Sequence[Timed], missing: Mapping[str, str]) -> str:
     """Every analysis by question, ours first; what a tool takes over what ours does."""
     lines = [
-        "| question | tool | layers | float forwards | over ours | over ours, ranked | order as ours |",
-        "|---|---|---|---|---|---|---|",
+        "| question | tool | layers | float forwards | over ours | over ranked | over scores | order as ours |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for question in (ALONE, EACH):
         for each in (*ours.values(), *theirs):
             if each.side.question == question:
-                ranked = each.forwards / ours["ranked"].forwards if question == ALONE else None
-                cells = (each.forwards, each.forwards / ours[question].forwards, ranked, each.order)
+                shorter = [each.forwards / ours[key].forwards if question == ALONE else None for key in SHORTER]
+                cells = (each.forwards, each.forwards / ours[question].forwards, *shorter, each.order)
                 shown = " | ".join("" if cell is None else f"{cell:.3g}" for cell in cells)
                 lines.append(f"| {question} | {each.side.name} | {each.measured} | {shown} |")
-    lines += [f"| | {name}: {why} | | | | | |" for name, why in missing.items()]
+    lines += [f"| | {name}: {why} | | | | | | |" for name, why in missing.items()]
     return "\n".join(lines)
 
 

@@ -16,7 +16,10 @@ from bench.analysis.rivals import ALONE, EACH, Side
 from qatlib.analysis.facts import Facts
 from qatlib.analysis.outcome import publish
 from qatlib.analysis.profiler import capture_pair
+from qatlib.analysis.replay import FormedModel
 from qatlib.analysis.sensitivity import sensitivity
+from qatlib.analysis.taylor import taylor_scores
+from qatlib.analysis.units import units_of
 from qatlib.conversion import IntegerModel, convert_fx
 from qatlib.fake.calibrate import calibrate
 from qatlib.fake.model import FakeQuantModel
@@ -48,18 +51,26 @@ class Made:
         return tuple(op.node.module for _, op in self.fake.ops() if op.weight_fake_quant is not None)
 
     def sides(self) -> dict[str, Side]:
-        """What other tools are compared with, by question; ALONE is asked a second time with ranking beforehand."""
+        """What other tools are compared with, by question.
+
+        ALONE is asked again with ranking beforehand, and of the ranking alone.
+        """
         return {
             ALONE: Side("qatlib, sensitivity of every op", ALONE, functools.partial(self._alone, None)),
             "ranked": Side(
                 f"qatlib, sensitivity of the {TOP} ranked first", ALONE, functools.partial(self._alone, TOP)
             ),
+            "scored": Side("qatlib, gradient scores alone", ALONE, self._scored),
             EACH: Side("qatlib, capture: both errors and statistics", EACH, self._each),
         }
 
     def _alone(self, top: int | None) -> dict[str, float]:
         seen = sensitivity(self.fake, [self.x], kinds=["on"], parts=False, top=top)
         return {trial.unit.name: trial.distance.noise for trial in seen.trials}
+
+    def _scored(self) -> dict[str, float]:
+        formed = FormedModel(self.fake)
+        return taylor_scores(formed, units_of(self.fake, formed.full), [self.x])
 
     def _each(self) -> dict[str, float]:
         records = capture_pair(self.net, self.fake, self.x, "FvsQ").records

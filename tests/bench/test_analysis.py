@@ -106,11 +106,11 @@ def test_missing_and_broken_tools_are_named_in_the_table(
     assert "| | esp-ppq: not installed: No module named 'esp_ppq' |" in text
     assert "| | AIMET: does not run: ValueError: another torch |" in text
     (row,) = [line for line in text.splitlines() if "a tool" in line]
-    assert re.fullmatch(r"\| every layer against float \| a tool \| 1 \| \S+ \| \S+ \|  \|  \|", row)
+    assert re.fullmatch(r"\| every layer against float \| a tool \| 1 \| \S+ \| \S+ \|  \|  \|  \|", row)
     assert all(value > 0 for value in ratios.values())
     (all_ops,) = [line.split("|") for line in text.splitlines() if "sensitivity of every op" in line]
     assert [cell.strip() for cell in all_ops[3:6:2]] == [str(int(ratios["ops"])), "1"]
-    assert all_ops[7].strip() == "1"
+    assert all_ops[8].strip() == "1"
 
 
 def test_order_is_by_name_else_one_by_one() -> None:
