@@ -8,19 +8,25 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 
 from qatlib.analysis import model_profiler, publish
 from qatlib.analysis.findings import Finding, Found
+from qatlib.analysis.profiler import capture_pair
 from qatlib.analysis.report import ReportData, render
+from qatlib.analysis.report.detail import script_json
+from qatlib.analysis.report.graph import level
+from qatlib.analysis.report.names import finding_anchors, ops_of
 from qatlib.analysis.report.plots import depth_plot
 from qatlib.analysis.report.waterfall import waterfall
 from qatlib.analysis.summary import build_summary, goal_results
 from qatlib.compiler import compile_model
 from tests.analysis.analysis_nets import Trio
-from tests.analysis.planted import CLEAN, records, scored
+from tests.analysis.planted import CLEAN, record, records, scored
+from tests.browser.networks import deep
 
 VOID = {"meta", "input", "br"}
 
@@ -34,6 +40,7 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.addresses: list[str] = []
         self.ids: list[str] = []
+        self.data = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -45,6 +52,10 @@ class Page(HTMLParser):
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        if self.stack and self.stack[-1] == "script" and not self.data:
+            self.data = data
 
     def handle_endtag(self, tag: str) -> None:
         assert self.stack.pop() == tag
@@ -61,7 +72,8 @@ def test_page_is_well_formed_and_needs_no_network() -> None:
     page = Page(text)
     assert page.stack == []
     assert {"svg", "table", "script", "style"} <= set(page.tags)
-    assert all(address.startswith("#") and address[1:] in page.ids for address in page.addresses)
+    assert all(address.startswith("#") and unquote(address[1:]) in page.ids for address in page.addresses)
+    assert len(page.ids) == len(set(page.ids))
     assert not re.search(r"https?://|@import|url\(", text)
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
@@ -76,9 +88,62 @@ def test_names_from_the_model_are_escaped() -> None:
     seen = records(conv1={"module": "<img src=x>"}, conv2={"module": '"><svg onload=x>'})
     page = Page(render(ReportData(Found((evil,)), (seen,))))
     assert page.stack == []
-    assert page.tags.count("script") == 1
+    assert page.tags.count("script") == 2, "one of data, one of code"
     assert not {"b", "i", "img"} & set(page.tags[page.tags.index("main") :]) - {"b"}
-    assert page.addresses == ["#findings", "#FvsQ"]
+    assert {address.partition("-")[0] for address in page.addresses} >= {"#findings", "#graph", "#FvsQ", "#QAT008"}
+    assert json.loads(page.data)["findings"][0]["title"] == "<b>bold</b>"
+
+
+def test_data_of_ops_is_complete_and_cannot_end_its_element(trio: Trio, tmp_path: Path) -> None:
+    model_profiler(trio.float_model, trio.fake, list(trio.batches), "FvsQ", tmp_path)
+    document = json.loads(Page((tmp_path / "profiler.html").read_text()).data)
+    seen = capture_pair(trio.float_model, trio.fake, list(trio.batches), "FvsQ")
+    assert list(document["ops"]) == [one.name for one in seen.records]
+    for one in seen.records:
+        shown = document["ops"][one.name]["seen"]["FvsQ"]["histogram"]
+        if one.accumulated is None or one.accumulated.histograms is None:
+            assert shown is None
+            continue
+        for (first, *counts), row in zip(shown["counts"], one.accumulated.histograms, strict=True):
+            assert sum(counts) == sum(row)
+            codes = np.flatnonzero(np.array(row).reshape(64, 4).sum(1))
+            assert (first, first + len(counts) - 1) == (codes[0], codes[-1])
+    text = script_json({"<!--</script>": "&\u2028"})
+    assert not set(text) & set("<>&\u2028")
+    assert json.loads(text) == {"<!--</script>": "&\u2028"}
+
+
+def test_names_lead_to_all_ops_that_they_mean() -> None:
+    step = {"module": "norm", "composite": "norm"}
+    seen = records(conv1={"module": "head", "call": 1}, conv2={"name": "head#1", "module": "head", "call": 2},
+                   join={"name": "norm.a", **step}, fc={"name": "norm.b", **step})  # fmt: skip
+    ops = ops_of([seen])
+    assert ops.find("head") == ["conv1", "head#1"]
+    assert ops.find("head#1") == ops.find("head (call 2)") == ["head#1"]
+    assert ops.find("norm") == ["norm.b"], "the last step, by which a composite is judged"
+    assert ops.find("norm.a") == ["norm.a"]
+    assert ops.find("") == ops.find("other") == ()
+    assert ops.link("head (call 2)") == "#op=head%231"
+    assert ops.link("other") == ""
+
+
+def test_findings_of_one_module_and_code_have_anchors_of_their_own() -> None:
+    findings = [Finding("QAT008", "info", "", module) for module in ("a", "b (call 2)", "a", "")]
+    assert finding_anchors(findings) == ["QAT008-a", "QAT008-b-(call-2)", "QAT008-a-2", "QAT008"]
+
+
+@pytest.mark.parametrize("db", [9.9, 10.0, 29.9, 30.0, 119.0, 120.0])
+def test_colours_follow_the_error(db: float) -> None:
+    seen = replace(record(0, "a", "conv", ()).same_input, ref_sq=10 ** (db / 10), se=1.0)  # type: ignore[type-var]
+    expected = {9.9: "l0", 10.0: "l1", 29.9: "l2", 30.0: "l3", 119.0: "l4", 120.0: "equal"}[db]
+    assert level(record(0, "a", "conv", (), same_input=seen)) == expected
+    assert level(record(0, "a", "conv", (), same_input=None)) == "unknown"
+
+
+def test_a_page_of_300_ops_stays_below_3_mb() -> None:
+    text = render(deep(300))
+    assert len(text.encode()) < 3e6
+    assert len(json.loads(Page(text).data)["ops"]) == 300
 
 
 def test_waterfall_runs_from_stage_to_stage() -> None:

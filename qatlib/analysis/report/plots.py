@@ -9,6 +9,7 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from qatlib.analysis.records import Capture, OpRecord
+from qatlib.analysis.report.names import address
 from qatlib.analysis.similarity import worst
 
 WIDTH, HEIGHT = 960, 260
@@ -24,7 +25,7 @@ def depth_plot(capture: Capture) -> Markup:
     """SQNR over the forward order: a line for the accumulated error, dots for the op alone; empty if nothing was
     measured.
 
-    The worst ops are labeled. Each dot carries its op and value as a title.
+    The worst ops are labeled. Each dot carries its op and value as a title, and leads to the op.
     """
     accumulated = [(r, min(r.accumulated.sqnr_db, CEILING_DB)) for r in capture.records if r.accumulated]
     same = [(r, min(r.same_input.sqnr_db, CEILING_DB)) for r in capture.records if r.same_input]
@@ -74,8 +75,14 @@ def _line(points: Sequence[_Point], x: _X, y: _Y) -> str:
 
 def _dots(points: Sequence[_Point], x: _X, y: _Y) -> list[str]:
     return [
-        Markup('<circle class="op" cx="{}" cy="{}" r="4"><title>{}: {}</title></circle>').format(
-            f"{x(record):.1f}", f"{y(db):.1f}", record.title, f"{db:.1f} dB alone" if db < CEILING_DB else "equal"
+        Markup(
+            '<a href="{}" tabindex="-1"><circle class="op" cx="{}" cy="{}" r="4"><title>{}: {}</title></circle></a>'
+        ).format(
+            address(record.name),
+            f"{x(record):.1f}",
+            f"{y(db):.1f}",
+            record.title,
+            f"{db:.1f} dB alone" if db < CEILING_DB else "equal",
         )
         for record, db in points
     ]

@@ -15,11 +15,16 @@ from qatlib.atomic import write_csv
 
 @dataclass(frozen=True)
 class Cell:
-    """``key`` is a number for numeric columns (None sorts last), else text. ``hint`` is shown on hover."""
+    """``key`` is a number for numeric columns (None sorts last), else text. ``hint`` is shown on hover.
+
+    ``name`` of an op, where ``text`` is none, and ``link`` its address in the page.
+    """
 
     text: str
     key: float | str | None
     hint: str = ""
+    name: str = ""
+    link: str = ""
 
 
 def show(value: object, digits: int = 4) -> str:
@@ -74,7 +79,7 @@ def op_cells(record: OpRecord) -> tuple[Cell, ...]:
     kind = record.type_name.rpartition(".")[2]
     return (
         Cell(str(record.index), record.index),
-        Cell(record.title, record.title.lower(), record.name),
+        Cell(record.title, record.title.lower(), record.name, name=record.name),
         Cell(kind, kind.lower(), record.module_type),
         Cell(record.qtype.dtype, record.qtype.dtype),
         number(record.scale),

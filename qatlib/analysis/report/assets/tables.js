@@ -1,4 +1,4 @@
-"use strict";
+/** Sorting and filtering. */
 document.querySelectorAll("table.ops").forEach(function (table) {
   const body = table.tBodies[0], heads = Array.from(table.tHead.rows[0].cells);
   const key = (row, i) => row.cells[i].dataset.k;
