@@ -2,6 +2,7 @@
 # make test       set up, run the tests
 # make check      hold every dvc.lock to code and params; needs no data
 # make examples   run the pipeline of every example that has one: half an hour
+# make screenshots  draw the pictures of the docs again, from reports/profiler.html; needs Chromium
 # make slow       run the long tests; those of the examples' integers need make examples
 
 VENV := .venv
@@ -12,7 +13,7 @@ THREADS := OMP_NUM_THREADS=1
 # Whole files to as many processes as there are cores, in the order of a serial run: the longest come early.
 PYTEST := $(THREADS) pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: repro test slow lint check bench examples clean
+.PHONY: repro test slow lint check bench examples screenshots clean
 
 repro: $(VENV)/.base
 	@dvc repro
@@ -38,6 +39,9 @@ bench: $(VENV)/.bench
 
 examples: $(VENV)/.dev
 	$(THREADS) dvc repro $(sort $(wildcard examples/*/dvc.yaml))
+
+screenshots: $(VENV)/.dev
+	python -m tests.browser.screenshots
 
 clean:
 	rm -rf $(VENV) .qatlib
