@@ -1,0 +1,30 @@
+"""The ``qatlib`` command, one module for each group of its commands.
+
+What a command needs is imported when it runs: `explain` imports no torch.
+"""
+
+from __future__ import annotations
+
+import click
+
+from qatlib.cli import programs, results, start
+
+
+@click.group()
+@click.version_option(package_name="qatlib")
+def main() -> None:
+    """From a trained float model to exact integers; the pipeline itself is run by `dvc repro`."""
+
+
+for _command in (
+    start.check_command,
+    results.summary,
+    results.gate,
+    results.explain,
+    results.apply,
+    results.sensitivity,
+    programs.export,
+    programs.golden,
+    programs.compare_dump_command,
+):
+    main.add_command(_command)

@@ -1,0 +1,5 @@
+"""``python -m qatlib.cli``."""
+
+from qatlib.cli import main
+
+main()
