@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import qatlib.ops  # noqa: F401 registers the operators
 from qatlib.analysis.edits import Edit, Record, input_format, override
+from qatlib.analysis.scored import STAGE_TITLES as STAGE_TITLES
+from qatlib.analysis.scored import STAGES as STAGES
 from qatlib.ops.base import BY_KIND
 from qatlib.pipeline.config import Goal, Ignore
 
@@ -20,17 +22,6 @@ if TYPE_CHECKING:
     from qatlib.fake.coverage import Coverage
     from qatlib.fake.formats import FormatRow
     from qatlib.fake.ranges import Range
-
-STAGES = ("float", "calib", "qat", "integer", "compiled")
-"""Stages that score the model, in the order of the pipeline; roots of their metrics.json."""
-
-STAGE_TITLES = {
-    "float": "float",
-    "calib": "calibrated",
-    "qat": "QAT",
-    "integer": "integer",
-    "compiled": "compiled",
-}
 
 
 @dataclass(frozen=True)

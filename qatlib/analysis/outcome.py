@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Group
 
+from qatlib.analysis.document import OPS, analysis_document
 from qatlib.analysis.facts import STAGES, Facts
 from qatlib.analysis.findings import Finding, Found
 from qatlib.analysis.goals import GoalResult
@@ -51,8 +52,8 @@ def publish(
     performance: Mapping[str, Any] | None = None,
     expected: Sequence[str] = STAGES,
 ) -> Outcome:
-    """Write ``summary.json``, ``summary.md``, ``findings.json``, ``profiler.html``, ``tables.csv``, ``fuse.csv`` and
-    the similarity tables, and in ``analyze/`` those of a study.
+    """Write ``summary.json``, ``summary.md``, ``findings.json``, ``analysis.json``, ``profiler.html``, ``tables.csv``,
+    ``fuse.csv`` and the similarity tables, and in ``analyze/`` those of a study.
 
     ``performance`` is the content of a compile estimate (``Performance.to_dict()``); empty or None where there is none.
     """
@@ -63,6 +64,7 @@ def publish(
     captures = tuple(seen for seen in (facts.fvsq, facts.qvsq) if seen is not None)
     write_json(folder / "summary.json", summary)
     write_json(folder / "findings.json", found.document())
+    write_json(folder / "analysis.json", analysis_document(facts, found), rows=OPS)
     write_text(folder / "summary.md", summary_markdown(summary, found, goals))
     for seen in captures:
         write_similarity(seen, folder)
