@@ -85,26 +85,35 @@ def first_change(found: Found, path: str | Path = PARAMS) -> tuple[Finding, Chan
 def plan(finding: Finding, path: str | Path = PARAMS) -> Change:
     """What the edit of ``finding`` makes of the file ``path``, which stays as it is.
 
-    Of a list of records, one of the same ``match`` is updated; else the new one comes first, where it wins. Names are
-    added to a list of names that lacks them; an empty list empties. Raises ConfigError QAT230 if the edit is not one of
-    ``params.yaml``, QAT231 if the result would not load, QAT100 or QAT101 if the file does not.
+    Raises as :func:`edited`, and ConfigError QAT100 or QAT101 if the file does not load.
     """
     path = Path(path)
     load_config(path)
-    before, edit = path.read_text(encoding="utf-8"), edit_of(finding)
+    before = path.read_text(encoding="utf-8")
+    return Change(path, before, edited(finding, before, str(path)))
+
+
+def edited(finding: Finding, before: str, where: str = PARAMS) -> str:
+    """The text ``before`` of a legal params.yaml with the edit of ``finding``; the same if it holds that already.
+
+    Of a list of records, one of the same ``match`` is updated; else the new one comes first, where it wins. Names are
+    added to a list of names that lacks them; an empty list empties. Raises ConfigError QAT230 if the edit is not one of
+    ``params.yaml``, QAT231 if the result would not load.
+    """
+    edit = edit_of(finding)
     yaml = _yaml(before)
     document = yaml.load(before)
     for section, values in edit.items():
         _merge(document.setdefault(section, CommentedMap()), values)
     after = _text(yaml, document)
     if after == _text(yaml, yaml.load(before)):
-        after = before
+        return before
     try:
-        check_config(yaml_values(after), str(path))
+        check_config(yaml_values(after), where)
     except ConfigError as error:
         seen = f"would not be legal with the edit of {finding.code}: {error.seen}"
-        raise ConfigError("QAT231", str(path), seen, "Make the change by hand") from None
-    return Change(path, before, after)
+        raise ConfigError("QAT231", where, seen, "Make the change by hand") from None
+    return after
 
 
 def edit_of(finding: Finding) -> CommentedMap:

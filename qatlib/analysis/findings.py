@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,13 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 SEVERITY_STYLES: dict[Severity, str] = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 """For rich."""
 FINDINGS = "reports/findings.json"
+PREDICTABLE = {
+    "metric": "metric",
+    "output_sqnr_db": "output SQNR",
+    "conversion_sqnr_db": "conversion SQNR",
+}
+"""What an edit may be predicted to change, by its name for people: the scored metric; the SQNR of the outputs, in dB,
+against float and, of the Program, against fake-quant."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,8 @@ class Finding:
     it.
 
     ``module`` is the name in the user's model, empty for the model as a whole. ``evidence`` maps a quantity, with its
-    unit in the name, to its value.
+    unit in the name, to its value. ``predicted`` is by how much the edit will change a quantity of
+    :data:`PREDICTABLE`, as far as a measurement tells; empty where none does.
     """
 
     code: str
@@ -34,6 +43,7 @@ class Finding:
     evidence: Mapping[str, float | int | str] = field(default_factory=dict)
     edit: str = ""
     command: str = ""
+    predicted: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def page(self) -> str:
@@ -42,7 +52,7 @@ class Finding:
 
     def document(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {
+        document = {
             "code": self.code,
             "severity": self.severity,
             "title": self.title,
@@ -52,6 +62,7 @@ class Finding:
             "command": self.command,
             "page": self.page,
         }
+        return {**document, "predicted": dict(self.predicted)} if self.predicted else document
 
 
 @dataclass(frozen=True)
@@ -82,11 +93,20 @@ class Found:
 def read_findings(path: str | Path = FINDINGS) -> Found:
     """What the analyze stage wrote; raises StageError QAT195 if there is no such file or it holds something else."""
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise StageError("QAT195", str(path), f"cannot be read ({error!r})", "Run dvc repro first") from None
+    return parse_findings(text, str(path))
+
+
+def parse_findings(text: str, where: str = FINDINGS) -> Found:
+    """The content of the file ``where``; raises StageError QAT195 if it is something else."""
+    try:
+        document = json.loads(text)
         ignored = tuple(Ignored(_finding(item), item["reason"]) for item in document["ignored"])
         return Found(tuple(map(_finding, document["findings"])), ignored, tuple(document["notes"]))
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise StageError("QAT195", str(path), f"cannot be read ({error!r})", "Run dvc repro first") from None
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise StageError("QAT195", where, f"cannot be read ({error!r})", "Run dvc repro first") from None
 
 
 def of_code(found: Found, code: str) -> Found:
@@ -102,6 +122,11 @@ def _finding(document: Mapping[str, Any]) -> Finding:
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Errors first; findings of one severity keep the order in which they were given."""
     return tuple(sorted(findings, key=lambda f: SEVERITIES.index(f.severity)))
+
+
+def finite(predicted: Mapping[str, float]) -> dict[str, float]:
+    """Without what a measurement does not tell: an infinite SQNR is of noise that is gone whole."""
+    return {quantity: value for quantity, value in predicted.items() if math.isfinite(value)}
 
 
 def evidence_text(finding: Finding) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from qatlib.analysis.edits import Edit, input_format, named, override, set_values
 from qatlib.analysis.facts import Facts
-from qatlib.analysis.findings import Finding
+from qatlib.analysis.findings import Finding, finite
 from qatlib.analysis.rules import rule
 from qatlib.analysis.rules.calibration import DEFAULT_GOAL
 
@@ -52,8 +52,9 @@ def _cause(facts: Facts, seen: Sensitivity, off: Trial, short: bool) -> Finding:
         "predicted_gain_db": tried.distance.sqnr_db - seen.whole.sqnr_db,
         "images": seen.samples,
     }
+    predicted = {"output_sqnr_db": tried.distance.sqnr_db - seen.whole.sqnr_db}
     if tried.distance.metric is not None and seen.whole.metric is not None:
-        evidence["predicted_metric_gain"] = tried.distance.metric - seen.whole.metric
+        evidence["predicted_metric_gain"] = predicted["metric"] = tried.distance.metric - seen.whole.metric
     return Finding(
         "QAT036",
         "warning" if short else "info",
@@ -62,6 +63,7 @@ def _cause(facts: Facts, seen: Sensitivity, off: Trial, short: bool) -> Finding:
         evidence=evidence,
         edit=edit.yaml,
         command=edit.command,
+        predicted=finite(predicted) if tried is not off or "hybrid:" in edit.yaml else {},
     )
 
 
@@ -109,6 +111,7 @@ def few_ops_lose_in_conversion(facts: Facts) -> list[Finding]:
             },
             edit=edit.yaml,
             command=edit.command,
+            predicted=finite({"conversion_sqnr_db": seen.preserved.sqnr_db - seen.whole.sqnr_db}),
         )
     ]
 
