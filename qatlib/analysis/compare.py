@@ -11,6 +11,7 @@ from qatlib.analysis.revision import Revision
 from qatlib.analysis.scored import STAGES
 from qatlib.analysis.trial import measured_change, trials
 from qatlib.pipeline.config import yaml_values
+from qatlib.pipeline.why import flat
 
 ERRORS = ("same_input", "accumulated")
 
@@ -67,16 +68,6 @@ def _params(base: str, head: str) -> list[dict[str, Any]]:
         for key in keys
         if before.get(key) != after.get(key)
     ]
-
-
-def flat(document: Any, key: str = "") -> dict[str, Any]:
-    """Values by dotted key; lists and empty mappings are values."""
-    if not isinstance(document, Mapping) or not document:
-        return {key: document} if key else {}
-    found: dict[str, Any] = {}
-    for name, item in document.items():
-        found |= flat(item, f"{key}.{name}" if key else str(name))
-    return found
 
 
 def _findings(base: Iterable[Finding], head: Iterable[Finding]) -> dict[str, list[dict[str, str]]]:

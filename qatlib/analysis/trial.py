@@ -39,7 +39,7 @@ def trials(base: Revision, head: Revision, measured: Mapping[str, Any]) -> list[
 def _holds(finding: Finding, params: str) -> bool:
     """Whether the edit would change nothing; False for a cure that is no parameter."""
     try:
-        return yaml_values(edited(finding, params)) == yaml_values(params)
+        return bool(yaml_values(edited(finding, params)) == yaml_values(params))
     except ConfigError:
         return False
 

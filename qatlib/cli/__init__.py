@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from qatlib.cli import programs, results, start
+from qatlib.cli import changes, programs, results, start
 
 
 @click.group()
@@ -18,7 +18,10 @@ def main() -> None:
 
 for _command in (
     start.check_command,
+    changes.why,
     results.summary,
+    changes.report,
+    changes.compare,
     results.gate,
     results.explain,
     results.apply,

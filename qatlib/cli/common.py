@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 
 from qatlib.errors import QatError, StageError
 
@@ -22,6 +23,11 @@ def one_line_errors(exit_code: int = 1) -> Iterator[None]:
     except QatError as error:
         click.echo(str(error), err=True)
         sys.exit(exit_code)
+
+
+def console() -> Console:
+    """Of the terminal's width; where there is none, wide enough for tables in a file."""
+    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def goals() -> Any:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 
 import click
-from rich.console import Console
 
-from qatlib.cli.common import one_line_errors
+from qatlib.cli.common import console, one_line_errors
 
 
 @click.command("check")
@@ -23,5 +22,5 @@ def check_command(part: str | None) -> None:
         from qatlib.pipeline.project import Project
 
         sections = check(Project(load_config()), part)
-    Console(width=None if sys.stdout.isatty() else 160).print(show(sections))
+    console().print(show(sections))
     sys.exit(1 if any(section.errors for section in sections) else 0)
