@@ -25,6 +25,7 @@ def main(config: Config) -> None:
     from qatlib.fake.formats import format_rows
     from qatlib.fake.ranges import read_ranges
     from qatlib.pipeline.after_training import float_side
+    from qatlib.pipeline.calibration import read_comparison
     from qatlib.pipeline.project import Project
     from qatlib.program import Program
 
@@ -34,7 +35,7 @@ def main(config: Config) -> None:
     calibrated = project.load_fake_quant(checkpoint)
     fvsq = capture_pair(float_side(project, checkpoint), calibrated, batches, "FvsQ")
     fake, program = project.load_fake_quant("artifacts/qat.safetensors"), Program.load("artifacts/program")
-    metric = project.metric()
+    metric, method = project.metric(), config.calibrate.method
     facts = Facts(
         metrics=read_metrics("reports"),
         metric=metric.name,
@@ -59,6 +60,8 @@ def main(config: Config) -> None:
         study=None if section.sensitivity is None else study_of(project, section.sensitivity),
         hybrid=config.qat.hybrid,
         preserve=config.convert.preserve,
+        compared=read_comparison("reports/calibrate/compare.csv"),
+        calibration=(method, config.calibrate.percentile if method == "percentile" else None),
     )
     outcome = publish(facts, performance=json.loads(Path("reports/compile_sim/performance.json").read_text()))
     for note in outcome.notes:

@@ -9,9 +9,7 @@ from qatlib.analysis.findings import Finding
 from qatlib.analysis.goals import look_up
 from qatlib.analysis.revision import Revision
 from qatlib.analysis.scored import STAGES
-from qatlib.analysis.trial import measured_change, trials
-from qatlib.pipeline.config import yaml_values
-from qatlib.pipeline.why import flat
+from qatlib.analysis.trial import changed_keys, trials
 
 ERRORS = ("same_input", "accumulated")
 
@@ -22,7 +20,6 @@ def compare(base: Revision, head: Revision, outdated: Sequence[str] = ()) -> dic
     ``outdated`` are stages that ``dvc repro`` would run for ``head``: its numbers are then those of other parameters,
     so that nothing counts as measured.
     """
-    measured = {} if outdated else measured_change(base, head)
     return {
         "base": base.name,
         "head": head.name,
@@ -35,7 +32,7 @@ def compare(base: Revision, head: Revision, outdated: Sequence[str] = ()) -> dic
         "goals": {"base": base.summary.get("goals"), "head": head.summary.get("goals")},
         "params": _params(base.params, head.params),
         "findings": _findings(base.found.findings, head.found.findings),
-        "trials": trials(base, head, measured),
+        "trials": trials(base, head, comparable=not outdated),
         "ops": None if base.analysis is None or head.analysis is None else _ops(base.analysis, head.analysis),
     }
 
@@ -60,14 +57,8 @@ def _metrics(base: Mapping[str, Any], head: Mapping[str, Any]) -> list[dict[str,
 
 
 def _params(base: str, head: str) -> list[dict[str, Any]]:
-    """Dotted keys whose values differ; lists are compared whole. A missing key is null, as an absent section is."""
-    before, after = (flat(yaml_values(text)) for text in (base, head))
-    keys = sorted(before.keys() | after.keys())
-    return [
-        {"key": key, "base": before.get(key), "head": after.get(key)}
-        for key in keys
-        if before.get(key) != after.get(key)
-    ]
+    """Lists are compared whole. A missing key is null."""
+    return [{"key": key, "base": old, "head": new} for key, (old, new) in changed_keys(base, head).items()]
 
 
 def _findings(base: Iterable[Finding], head: Iterable[Finding]) -> dict[str, list[dict[str, str]]]:
@@ -106,6 +97,7 @@ def _ops(base: Mapping[str, Any], head: Mapping[str, Any]) -> dict[str, Any]:
             "type": new["type"],
             "dtype": {"base": old["dtype"], "head": new["dtype"]},
             **{f"{error}_sqnr_db": _pair(_sqnr(old[error]), _sqnr(new[error])) for error in ERRORS},
+            "identical": {error: {"base": _identical(old[error]), "head": _identical(new[error])} for error in ERRORS},
         }
         moves = [abs(_noise(new[error]) - _noise(old[error])) for error in ERRORS]
         if any(moves) or old["dtype"] != new["dtype"]:
@@ -115,6 +107,10 @@ def _ops(base: Mapping[str, Any], head: Mapping[str, Any]) -> dict[str, Any]:
         "new": [{"mode": key[0], "module": after[key]["module"]} for key in after if key not in before],
         "gone": [{"mode": key[0], "module": before[key]["module"]} for key in before if key not in after],
     }
+
+
+def _identical(error: Mapping[str, Any] | None) -> bool:
+    return error is not None and bool(error["identical"])
 
 
 def _sqnr(error: Mapping[str, Any] | None) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,8 @@ from qatlib.analysis.findings import PREDICTABLE
 from qatlib.analysis.scored import STAGE_TITLES
 
 SHOWN = 10
-"""Ops, and parameters of no interest by themselves, that a table has; JSON has all."""
+"""Ops that a table has; JSON has all."""
+NONE = "not predicted"
 _MINUS = "−"
 
 
@@ -134,34 +134,30 @@ def _percent(value: float | None) -> str:
 
 
 def _trials(document: Mapping[str, Any]) -> Part:
+    trials = document["trials"]
     rows = [
-        (row["code"], row["module"] or "–", _one_line(row["edit"]), _predicted(document, row["predicted"]))
-        for row in document["trials"]
+        (
+            row["code"],
+            row["module"] or "–",
+            " ".join(row["edit"].split()),
+            _gains(document, row["predicted"]) or NONE,
+        )
+        for row in trials["rows"]
     ]
     if not rows:
         return Part("Trials", note=f"No edit of a finding of {document['base']} was tried.")
-    measured = document["trials"][0]["measured"]
-    if not measured:
-        what = (
-            "Not measured yet: run dvc repro." if document["outdated"] else "Not measured: no number is in both runs."
-        )
+    measured = trials["measured"]
+    if document["outdated"]:
+        note = "Not measured yet: run dvc repro."
+    elif not measured:
+        note = "Not measured: no number is in both runs."
     else:
         stage = f" ({STAGE_TITLES[measured['stage']]})" if "stage" in measured else ""
-        what = f"Measured{stage}: {_gains(document, measured)}"
-        what += f"; of all {len(rows)} together." if len(rows) > 1 else "."
-        others = {row["key"] for row in document["params"]}
-        what += " Other parameters changed, too." if _beside(document, others) else ""
-    return Part("Trials", ("finding", "module", "edit", "predicted"), rows, what, left=4)
-
-
-def _beside(document: Mapping[str, Any], keys: set[str]) -> bool:
-    """Whether a changed parameter is in no edit that was tried."""
-    edits = [row["edit"] for row in document["trials"]]
-    return any(not any(f"{key.split('.')[-1]}:" in edit for edit in edits) for key in keys)
-
-
-def _predicted(document: Mapping[str, Any], predicted: Mapping[str, float]) -> str:
-    return _gains(document, predicted) or "not predicted"
+        count = len({row["edit"] for row in trials["rows"]})
+        note = f"Measured{stage}: {_gains(document, measured)}{f', of all {count} together' if count > 1 else ''}."
+        if trials["beside"]:
+            note += f" Changed besides: {', '.join(trials['beside'])}."
+    return Part("Trials", ("finding", "module", "edit", "predicted"), rows, note, left=4)
 
 
 def _gains(document: Mapping[str, Any], found: Mapping[str, Any]) -> str:
@@ -172,10 +168,6 @@ def _gains(document: Mapping[str, Any], found: Mapping[str, Any]) -> str:
             name = document["metric"] if metric else title
             shown.append(f"{name} {change(found[quantity], 4 if metric else 1, '' if metric else ' dB')}")
     return ", ".join(shown)
-
-
-def _one_line(edit: str) -> str:
-    return " ".join(edit.split())
 
 
 def _params(document: Mapping[str, Any]) -> Part:
@@ -212,7 +204,7 @@ def _ops(document: Mapping[str, Any]) -> Iterator[Part]:
             row["mode"],
             row["module"] + (f" (call {row['call']})" if row["call"] else ""),
             " → ".join(dict.fromkeys(row["dtype"].values())),
-            *(_sqnr(row[f"{error}_sqnr_db"]) for error in ("same_input", "accumulated")),
+            *(_sqnr(row[f"{error}_sqnr_db"], row["identical"][error]) for error in ("same_input", "accumulated")),
         )
         for row in ops["changed"][:SHOWN]
     ]
@@ -228,10 +220,9 @@ def _names(ops: Sequence[Mapping[str, str]]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
-def _sqnr(pair: Mapping[str, float | None]) -> str:
-    """Both values; a dash where it is infinite or unknown."""
-    before, after = pair["base"], pair["head"]
-    both = f"{number(before, 1)} → {number(after, 1)}"
-    return (
-        both if pair["change"] is None or math.isclose(pair["change"], 0.0) else f"{both} ({change(pair['change'], 1)})"
-    )
+def _sqnr(pair: Mapping[str, float | None], identical: Mapping[str, bool]) -> str:
+    """Both values; "exact" where there is no error, a dash where it is not known."""
+    before, after = ("exact" if identical[side] else number(pair[side], 1) for side in ("base", "head"))
+    if before == after:
+        return before
+    return f"{before} → {after}" + ("" if pair["change"] is None else f" ({change(pair['change'], 1)})")

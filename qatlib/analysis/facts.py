@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qatlib.fake.coverage import Coverage
     from qatlib.fake.formats import FormatRow
     from qatlib.fake.ranges import Range
+    from qatlib.pipeline.calibration import Compared
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Facts:
     every op got, ``equalizable`` the ops whose channels ``calibrate.equalize`` would give like ranges.
     ``overrides`` and ``input_formats`` are the lists of qconfig as they stand, ``tables`` and ``preserve`` those of
     convert, ``hybrid`` that of qat; an edit has to keep them. ``study`` is what ``analyze.sensitivity`` asked for;
-    ``ignore`` names findings that are known.
+    ``ignore`` names findings that are known. ``compared`` are the scores of ``calibrate.compare``; ``calibration`` is
+    the method that was used, with its percentile.
     """
 
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -74,6 +76,8 @@ class Facts:
     study: Study | None = None
     hybrid: tuple[str, ...] = ()
     preserve: tuple[str, ...] = ()
+    compared: tuple[Compared, ...] = ()
+    calibration: tuple[str, float | None] = ("percentile", 99.99)
 
     def value(self, stage: str, key: str | None = None) -> float | None:
         """Metric ``key`` (the scored one by default) of ``stage``; None if missing or not finite."""
@@ -95,6 +99,12 @@ class Facts:
             return input_format(source, self.input_formats, activation="int8")
         where = next((op.where for op in self.ops if op.name == name), name)
         return override(where, self.overrides, activation="int8")
+
+    def predicted_by(self, method: str) -> dict[str, float]:
+        """What another ``calibrate.method`` changes, by :attr:`compared`; empty unless both methods were scored."""
+        scores = {(one.method, one.percentile): one.value for one in self.compared}
+        new, old = scores.get((method, None)), scores.get(self.calibration)
+        return {} if new is None or old is None else {"metric": new - old}
 
     def ratio(self, stage: str, base: str = "float") -> float | None:
         """``stage / base`` of the scored metric, inverted when lower is better; None if either is missing or 0."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from qatlib.analysis.apply import edited
@@ -11,29 +12,50 @@ from qatlib.analysis.goals import look_up
 from qatlib.analysis.revision import Revision
 from qatlib.errors import ConfigError
 from qatlib.pipeline.config import yaml_values
+from qatlib.pipeline.why import flat
 
 SCORED_LAST = ("integer", "qat", "calib")
 """The stage whose metric an edit is judged by: the first of these that both runs have."""
 
 
-def trials(base: Revision, head: Revision, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Findings of ``base``, ignored ones too, whose edit the parameters of ``head`` hold and its own do not.
-
-    Each with ``predicted``, empty where nothing was, and ``measured``, which is of all edits together.
-    """
+def tried(base: Revision, head: Revision) -> list[Finding]:
+    """Findings of ``base``, ignored ones too, whose edit the parameters of ``head`` hold and its own do not."""
     findings = [*base.found.findings, *(one.finding for one in base.found.ignored)]
-    tried = [finding for finding in findings if _holds(finding, head.params) and not _holds(finding, base.params)]
-    return [
-        {
-            "code": finding.code,
-            "module": finding.module,
-            "title": finding.title,
-            "edit": finding.edit,
-            "predicted": dict(finding.predicted),
-            "measured": dict(measured),
-        }
-        for finding in tried
-    ]
+    return [finding for finding in findings if _holds(finding, head.params) and not _holds(finding, base.params)]
+
+
+def trials(base: Revision, head: Revision, comparable: bool = True) -> dict[str, Any]:
+    """``rows``, a finding each with what was ``predicted``, empty where nothing was; and what was ``measured``.
+
+    That is of all edits together, and of the parameters ``beside`` them that changed, too. It is empty if the reports
+    of ``head`` are not ``comparable``.
+    """
+    findings = tried(base, head)
+    with_edits = base.params
+    for finding in findings:
+        with suppress(ConfigError):
+            with_edits = edited(finding, with_edits)
+    return {
+        "rows": [
+            {
+                "code": finding.code,
+                "module": finding.module,
+                "title": finding.title,
+                "edit": finding.edit,
+                "predicted": dict(finding.predicted),
+            }
+            for finding in findings
+        ],
+        "measured": measured_change(base, head) if comparable else {},
+        "beside": sorted(changed_keys(with_edits, head.params)),
+    }
+
+
+def changed_keys(base: str, head: str) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys of two params.yaml whose values differ, with both; None for a key that is not there."""
+    before, after = (flat(yaml_values(text)) for text in (base, head))
+    pairs = {key: (before.get(key), after.get(key)) for key in sorted(before.keys() | after.keys())}
+    return {key: (old, new) for key, (old, new) in pairs.items() if old != new}
 
 
 def _holds(finding: Finding, params: str) -> bool:

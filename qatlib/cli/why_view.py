@@ -26,7 +26,9 @@ def lines(found: Sequence[Why]) -> Text:
         for reason in (*one.inputs, *one.outputs):
             text.append(f"  {reason}\n")
         if one.after and not one.frozen:
-            text.append(f"  {_after(one.after)}\n")
+            own = one.params or one.inputs or one.outputs
+            makes = "it makes" if len(one.after) == 1 else "they make"
+            text.append(f"  after {', '.join(one.after)}" + ("\n" if own else f", if what {makes} changes\n"))
     count = sum(one.runs for one in found)
     return text.append(f"dvc repro runs {'up to ' if count else ''}{count} of {len(found)} stages", style="bold")
 
@@ -34,8 +36,3 @@ def lines(found: Sequence[Why]) -> Text:
 def _shown(param: ParamChange, which: str) -> str:
     found = getattr(param, which)
     return MISSING if found is MISSING else value(found)
-
-
-def _after(stages: Sequence[str]) -> str:
-    runs = "runs" if len(stages) == 1 else "run"
-    return f"{', '.join(stages)} {runs}: it follows if what {'that makes' if len(stages) == 1 else 'they make'} changes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ from statistics import median
 from rich.table import Table
 
 from qatlib.atomic import write_csv
-from qatlib.errors import DataError
+from qatlib.errors import DataError, StageError
 from qatlib.fake.calibrate import ranges_on, settle
 from qatlib.fake.model import FakeQuantModel
 from qatlib.fake.ranges import OUTSIDE, Range, ranges_of
@@ -65,6 +66,20 @@ def compare_methods(project: Project, model: FakeQuantModel) -> tuple[Compared, 
 def write_comparison(path: str | Path, rows: Sequence[Compared], metric: str) -> None:
     """CSV with a line per method; the header alone if none was asked for."""
     write_csv(path, ["method", "percentile", metric, "ratio", "images", "seconds"], map(_cells, rows))
+
+
+def read_comparison(path: str | Path) -> tuple[Compared, ...]:
+    """What :func:`write_comparison` wrote; raises StageError QAT195 for anything else."""
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))[1:]
+        return tuple(
+            Compared(method, float(at) if at else None, float(value), float(kept or "nan"), int(images), float(seconds))
+            for method, at, value, kept, images, seconds in rows
+        )
+    except (OSError, ValueError) as error:
+        fix = "Run that stage again: dvc repro --force --single-item calibrate"
+        raise StageError("QAT195", str(path), f"is no table of compared methods ({error})", fix) from None
 
 
 def comparison_table(rows: Sequence[Compared], metric: str) -> Table:

@@ -35,6 +35,7 @@ def calibration_collapsed(facts: Facts) -> list[Finding]:
             evidence={"float": facts.value("float") or 0.0, "calib": facts.value("calib") or 0.0, "ratio": ratio},
             edit=edit.yaml,
             command=edit.command,
+            predicted=facts.predicted_by("mse"),
         )
     ]
 
@@ -54,6 +55,7 @@ def calibration_below_goal(facts: Facts) -> list[Finding]:
             evidence={"ratio": ratio, "goal": goal, "missing": goal - ratio},
             edit=edit.yaml,
             command=edit.command,
+            predicted=facts.predicted_by("mse"),
         )
     ]
 

@@ -70,6 +70,7 @@ def first_loss_abnormal(facts: Facts) -> list[Finding]:
             evidence={"float": first.in_float, "calibrated": first.calibrated, "fake_quant": first.fake_quant},
             edit=edit.yaml,
             command=edit.command,
+            predicted={} if moving else facts.predicted_by("mse"),
         )
     ]
 
