@@ -17,6 +17,7 @@ def main() -> None:
 
 
 for _command in (
+    start.init,
     start.check_command,
     changes.why,
     results.summary,
