@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from qatlib.analysis.batches import Batch, peek
 from qatlib.analysis.records import Mode
-from qatlib.analysis.states import emulator_of, float_view, require_quantized, require_untrained
+from qatlib.analysis.states import emulator_of, float_view, require_mode, require_quantized, require_untrained
 from qatlib.errors import ConfigError, DataError
 from qatlib.fake.float_form import float_form
 
@@ -104,17 +104,16 @@ _Run = Callable[..., Any]
 
 def _sides(model1: Any, model2: Any, mode: Mode, batches: Any) -> tuple[_Run, _Run, Iterator[Batch]]:
     """Both models as calls that return the same leaves, and the batches on their device."""
-    if mode not in ("FvsQ", "QvsQ"):
-        fix = "Use FvsQ (float, calibrated) or QvsQ (fake-quant, integer)"
-        raise ConfigError("QAT108", "mode", f"{mode!r} is unknown", fix)
+    require_mode(mode)
     where = "model2" if mode == "FvsQ" else "model1"
     fake = require_quantized(model2 if mode == "FvsQ" else model1, where)
     device = fake.state_code.device
     data, first = peek(batches, fake.graph.inputs)
     moved = (batch.to(device) for batch in data)
-    if mode == "QvsQ":
+    if mode != "QvsQ":
+        require_untrained(fake, where)
+    if mode != "FvsQ":
         return fake, emulator_of(model2, device), moved
-    require_untrained(fake, where)
     return partial(float_form, float_view(model1, fake, first.to(device).inputs)), fake, moved
 
 

@@ -19,10 +19,9 @@ from qatlib.analysis.report import ReportData, write_report
 from qatlib.analysis.rules import run_rules
 from qatlib.analysis.sides import FakeSide, FloatSide, IntegerSide
 from qatlib.analysis.similarity import SimilarityTable, check_measure, similarity_table, write_similarity
-from qatlib.analysis.states import emulator_of, float_view, require_quantized, require_untrained
+from qatlib.analysis.states import emulator_of, float_view, require_mode, require_quantized, require_untrained
 from qatlib.analysis.stats import Measure
 from qatlib.analysis.unfused import unfused_operations
-from qatlib.errors import ConfigError
 from qatlib.fake.formats import format_rows
 
 
@@ -33,9 +32,11 @@ def capture_pair(
 
     FvsQ: the float model (or a FakeQuantModel in CALIBRATION state) and its calibrated FakeQuantModel in VALIDATION
     state. QvsQ: a FakeQuantModel in VALIDATION state and its integer form: a Program, an Emulator or what convert_fx
-    returned. Batches go to the device of the FakeQuantModel, and the Program runs there. Raises StateError (QAT155 to
-    QAT158) for models in the wrong state and ConfigError (QAT108) for another mode.
+    returned. CvsQ: likewise, of a calibrated model that was not trained. Batches go to the device of the
+    FakeQuantModel, and the Program runs there. Raises StateError (QAT155 to QAT158) for models in the wrong state and
+    ConfigError (QAT108) for another mode.
     """
+    require_mode(mode)
     if mode == "FvsQ":
         quantized = require_quantized(model2, "model2")
         require_untrained(quantized, "model2")
@@ -44,17 +45,15 @@ def capture_pair(
         view = float_view(model1, quantized, first.to(device).inputs)
         given = (batch.to(device).inputs for batch in batches)
         return capture(FloatSide(view), FakeSide(quantized), quantized.graph.nodes, given, mode, measure)
-    if mode == "QvsQ":
-        fake = require_quantized(model1, "model1")
-        device = fake.state_code.device
-        other = IntegerSide(emulator_of(model2, device))
-        batches, _ = peek(inputs, fake.graph.inputs)
-        given = (batch.to(device).inputs for batch in batches)
-        seen = capture(FakeSide(fake), other, fake.graph.nodes, given, mode, measure)
-        return replace(seen, saturations=other.saturations())
-    raise ConfigError(
-        "QAT108", "mode", f"{mode!r} is unknown", "Use FvsQ (float, calibrated) or QvsQ (fake-quant, integer)"
-    )
+    fake = require_quantized(model1, "model1")
+    if mode == "CvsQ":
+        require_untrained(fake, "model1")
+    device = fake.state_code.device
+    other = IntegerSide(emulator_of(model2, device))
+    batches, _ = peek(inputs, fake.graph.inputs)
+    given = (batch.to(device).inputs for batch in batches)
+    seen = capture(FakeSide(fake), other, fake.graph.nodes, given, mode, measure)
+    return replace(seen, saturations=other.saturations())
 
 
 def featuremap_similarity(

@@ -9,10 +9,14 @@ from typing import Literal
 from qatlib.analysis.stats import Comparison, Summary
 from qatlib.qtype import QType
 
-Mode = Literal["FvsQ", "QvsQ"]
-"""Float against fake-quant, or fake-quant against integer."""
+Mode = Literal["FvsQ", "QvsQ", "CvsQ"]
+"""Float against calibrated, fake-quant against integer, or calibrated against the integers made of it untrained."""
 
-STAGES_OF: dict[str, tuple[str, str]] = {"FvsQ": ("float", "fake-quant"), "QvsQ": ("fake-quant", "integer")}
+STAGES_OF: dict[str, tuple[str, str]] = {
+    "FvsQ": ("float", "fake-quant"),
+    "QvsQ": ("fake-quant", "integer"),
+    "CvsQ": ("calibrated", "integer"),
+}
 
 
 @dataclass(frozen=True)

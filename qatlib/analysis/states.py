@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from qatlib.analysis.records import STAGES_OF
 from qatlib.emulator import Emulator
-from qatlib.errors import StateError
+from qatlib.errors import ConfigError, StateError
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
 from qatlib.fake.state import FakeQuantState
 from qatlib.program import Program
@@ -39,6 +40,13 @@ def require_quantized(model: Any, where: str) -> FakeQuantModel:
     return model
 
 
+def require_mode(mode: str) -> None:
+    """Raise ConfigError (QAT108) for a mode that there is none."""
+    if mode not in STAGES_OF:
+        modes = ", ".join(f"{name} ({', '.join(stages)})" for name, stages in STAGES_OF.items())
+        raise ConfigError("QAT108", "mode", f"{mode!r} is unknown", f"Use {modes}")
+
+
 def require_untrained(model: FakeQuantModel, where: str) -> None:
     """Raise StateError (QAT157) if QAT moved the weights of ``model`` away from the float model's."""
     if model.trained:
@@ -46,7 +54,8 @@ def require_untrained(model: FakeQuantModel, where: str) -> None:
             "QAT157",
             where,
             "was trained (QAT), so its weights are no longer those of the float model and every op differs by training",
-            "Compare float with the calibrated model, and the QAT model with its integer form (mode QvsQ)",
+            "Compare float with the calibrated model, that with its integers (CvsQ), and the QAT model with its integer"
+            " form (mode QvsQ)",
         )
 
 

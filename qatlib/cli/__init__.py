@@ -27,6 +27,7 @@ for _command in (
     results.explain,
     results.apply,
     results.sensitivity,
+    results.profile,
     programs.export,
     programs.golden,
     programs.compare_dump_command,

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from qatlib.cli.common import goals, one_line_errors, read_json
+from qatlib.cli.common import console, goals, one_line_errors, read_json
 
 
 @click.command()
@@ -116,3 +116,28 @@ def sensitivity(out: Path | None, **options: Any) -> None:
         if out is not None:
             write_study(study, out)
         show(study)
+
+
+@click.command()
+@click.argument("mode", type=click.Choice(["FvsQ", "QvsQ", "CvsQ"]))
+@click.option("--images", type=click.IntRange(min=1), help="Validation images to look at; default those of analyze.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for page and tables; default profile/MODE.")
+def profile(mode: Any, images: int | None, out: Path | None) -> None:
+    """Compare two neighbours among the models of the last run, op by op: page, similarity tables, findings.
+
+    FvsQ: float and calibrated; QvsQ: what ships as fake-quant and as integers; CvsQ: the calibrated model and the
+    integers made of it, without the training between.
+    """
+    with one_line_errors():
+        from qatlib.analysis.pairs import pipeline_pair
+        from qatlib.analysis.profiler import model_profiler
+        from qatlib.cli.profile_view import show
+        from qatlib.pipeline.config import load_config
+        from qatlib.pipeline.project import Project
+
+        project = Project(load_config())
+        section = project.config.analyze
+        first, second = pipeline_pair(project, mode)
+        count, folder = images or section.batches * section.batch_size, out or Path("profile") / mode
+        findings = model_profiler(first, second, project.batches("val", count, section.batch_size), mode, folder)
+        console().print(show(folder, mode, findings))
