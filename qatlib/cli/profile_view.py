@@ -19,9 +19,9 @@ COLUMNS = {
     "type": "Module Type",
     "cosine": "Similarity (Cosine)",
     "scale": "qscale",
-    "accumulated": "Acc Error (float atol)",
-    "in LSB": "Acc Error (N out_qscale)",
-    "own, in LSB": "Op Error with Same Input (N out_qscale)",
+    "error": "Acc Error (float atol)",
+    "LSB": "Acc Error (N out_qscale)",
+    "own LSB": "Op Error with Same Input (N out_qscale)",
 }
 """Headings that fit a terminal, and those of the CSV file."""
 
@@ -33,10 +33,12 @@ def show(folder: Path, mode: str, findings: Sequence[Finding]) -> Group:
     reference, other = STAGES_OF[mode]
     table = Table(title=f"{reference} and {other}: ops by their own error", title_justify="left")
     for index, heading in enumerate(COLUMNS):
-        table.add_column(heading, justify="left" if index < 2 else "right", overflow="fold")
+        words = index < 2
+        table.add_column(heading, justify="left" if words else "right", no_wrap=not words, overflow="fold")
     for row in rows[:SHOWN]:
         row["Module Type"] = row["Module Type"].rpartition(".")[2]
-        table.add_row(*(Text(row[name] or "–") for name in COLUMNS.values()))
+        cells = [row[name] for name in COLUMNS.values()]
+        table.add_row(*map(Text, cells[:2]), *(f"{float(cell):.4g}" if cell else "–" for cell in cells[2:]))
     if len(rows) > SHOWN:
         table.caption = f"and {len(rows) - SHOWN} more in {folder}"
     lines = Text()
