@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qatlib.analysis.bad_case import find_bad_case
 from qatlib.analysis.capture import capture
-from qatlib.analysis.profiler import capture_pair
+from qatlib.analysis.profiler import capture_pair, model_profiler
 from qatlib.analysis.records import Capture, OpRecord
 from qatlib.analysis.sides import FakeSide, Step, UnmeasurableError
 from qatlib.errors import ConfigError, DataError, StateError, TrainingError
@@ -152,6 +154,30 @@ def test_qvsq_finds_rounding_only(trio: Trio) -> None:
     assert find(seen, "x.quant").accumulated.sqnr_db == float("inf")  # type: ignore[union-attr]
 
 
+def test_cvsq_compares_the_calibrated_model_with_its_own_integers(trio: Trio) -> None:
+    seen = capture_pair(trio.fake, trio.integer, list(trio.batches), "CvsQ")
+    with torch.no_grad():
+        a, b = (torch.cat([m(batch) for batch in trio.batches]).double().numpy() for m in (trio.fake, trio.integer))
+    head = find(seen, "fc").accumulated
+    assert head is not None
+    assert (seen.mode, head.max_abs) == ("CvsQ", np.abs(a - b).max())
+    assert head.se == pytest.approx(np.sum((a - b) ** 2), rel=1e-9)
+    assert seen.records == capture_pair(trio.fake, trio.integer, list(trio.batches), "QvsQ").records
+    same = (find_bad_case(trio.fake, trio.integer, list(trio.batches), mode) for mode in ("CvsQ", "QvsQ"))
+    first, second = ([(case.index, case.noise) for case in cases.worst] for cases in same)
+    assert first == second
+
+
+def test_the_page_and_tables_of_cvsq(trio: Trio, tmp_path: Path) -> None:
+    model_profiler(trio.fake, trio.integer, list(trio.batches), "CvsQ", tmp_path)
+    assert "Calibrated against integer" in (tmp_path / "profiler.html").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "profiler.html",
+        "similarity-CvsQ.csv",
+        "similarity-CvsQ-by-op-error.csv",
+    }
+
+
 def test_batches_may_carry_targets(trio: Trio) -> None:
     plain = capture_pair(trio.fake, trio.integer, list(trio.batches), "QvsQ")
     loaded = [(batch, torch.zeros(4)) for batch in trio.batches]
@@ -178,7 +204,7 @@ def test_float_reference_may_be_the_model_in_calibration_state(trio: Trio) -> No
 
 
 @pytest.mark.parametrize("state", [FakeQuantState.CALIBRATION, FakeQuantState.QAT])
-@pytest.mark.parametrize("mode", ["FvsQ", "QvsQ"])
+@pytest.mark.parametrize("mode", ["FvsQ", "QvsQ", "CvsQ"])
 def test_a_model_that_does_not_only_quantize_is_refused(trio: Trio, state: FakeQuantState, mode: Any) -> None:
     wrong = copy.deepcopy(trio.fake)
     set_fake_quantize(wrong, state)
@@ -199,6 +225,15 @@ def test_float_against_trained_is_refused_with_the_reason(trio: Trio) -> None:
     with pytest.raises(StateError, match=r"QAT157 model2: was trained \(QAT\), so its weights"):
         capture_pair(trio.float_model, trained, trio.batches[0], "FvsQ")
     assert capture_pair(trained, trio.integer, trio.batches[0], "QvsQ").samples == 4
+    for compare in (capture_pair, find_bad_case):
+        with pytest.raises(StateError, match=r"QAT157 model1: was trained \(QAT\)"):
+            compare(trained, trio.integer, trio.batches[0], "CvsQ")
+
+
+@pytest.mark.parametrize("compare", [capture_pair, find_bad_case])
+def test_an_unknown_mode_names_those_that_there_are(trio: Trio, compare: Any) -> None:
+    with pytest.raises(ConfigError, match=r"QAT108 .*FvsQ .*QvsQ .*CvsQ"):
+        compare(trio.float_model, trio.integer, trio.batches[0], "FvsI")
 
 
 def test_another_float_model_is_refused(trio: Trio) -> None:

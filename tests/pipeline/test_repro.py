@@ -138,6 +138,37 @@ def test_the_study_is_switched_off_by_one_value(finished: Repository, tmp_path: 
     assert all(rows(path) == [] for path in written)
 
 
+def test_neighbours_of_the_last_run_are_compared_op_by_op(finished: Repository, tmp_path: Path) -> None:
+    repository = finished.copy(tmp_path / "p")
+    shown = repository.run("qatlib", "profile", "QvsQ", "--images", "40").stdout
+    assert "fake-quant and integer" in shown
+    for path in ("qat.safetensors", "program"):
+        (repository.folder / "artifacts" / path).rename(tmp_path / path)
+    shown = repository.run("qatlib", "profile", "CvsQ", "--out", str(tmp_path / "o")).stdout
+    assert "calibrated and integer" in shown, "it needs nothing of QAT"
+    seen = {row["Module Name"]: row for row in rows(tmp_path / "o/similarity-CvsQ.csv")}
+    assert {"stem", "body", "head"} <= set(seen)
+    assert all(float(row["Op Error with Same Input (N out_qscale)"] or 0) <= 1 for row in seen.values())
+    assert repository.run("git", "status", "--porcelain").stdout == ""
+    refused = repository.run("qatlib", "profile", "QvsQ", check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+
+
+def test_what_would_run_and_what_changed_are_told(finished: Repository, tmp_path: Path) -> None:
+    repository = finished.copy(tmp_path / "p")
+    assert "dvc repro runs 0 of 6 stages" in repository.run("qatlib", "why").stdout
+    assert repository.run("qatlib", "report", "--md").stdout == (repository.folder / "reports/summary.md").read_text()
+    repository.set(qat={"lr": 0.5})
+    why = repository.run("qatlib", "why").stdout
+    assert "params.yaml: qat.lr was 0.01, is 0.5" in why
+    assert "runs up to 4 of 6 stages" in why
+    document = json.loads(repository.run("qatlib", "report", "--base", "HEAD", "--json").stdout)
+    assert document["outdated"] == ["qat", "convert", "compile_sim", "analyze"]
+    assert document["params"] == [{"key": "qat.lr", "base": 0.01, "head": 0.5}]
+    assert document["ops"] == {"changed": [], "new": [], "gone": []}
+    assert repository.run("git", "status", "--porcelain").stdout.split() == ["M", "params.yaml"]
+
+
 # -- experiments -------------------------------------------------------------------------------------------------------
 
 
@@ -153,6 +184,20 @@ def test_the_learning_rate_reruns_qat_and_what_follows(finished: Repository, tmp
     assert "qat.lr" in repository.run("dvc", "exp", "diff", "--md").stdout or "0.002" in repository.run(
         "dvc", "exp", "show", "--csv"
     ).stdout  # fmt: skip
+
+
+@pytest.mark.slow
+def test_an_edit_that_was_tried_is_measured(finished: Repository, tmp_path: Path) -> None:
+    repository = finished.copy(tmp_path / "p")
+    findings = read(repository, "reports/findings.json")["findings"]
+    finding = next(one for one in findings if one["edit"].startswith("calibrate:\n  batches: "))
+    revision, _ = experiment(repository, "calibrate.batches=64")
+    document = json.loads(repository.run("qatlib", "compare", "HEAD..trial", "--json").stdout)
+    assert finding["code"] in [row["code"] for row in document["trials"]["rows"]]
+    then, now = (at(repository, rev, "reports/summary.json")["integer"]["accuracy"] for rev in ("HEAD", revision))
+    assert document["trials"]["measured"]["metric"] == pytest.approx(now - then)
+    assert document["params"] == [{"key": "calibrate.batches", "base": 2, "head": 64}]
+    assert "Measured (integer): accuracy" in repository.run("qatlib", "compare", "HEAD..trial", "--md").stdout
 
 
 @pytest.mark.slow
