@@ -66,7 +66,7 @@ class CompileError(QatError, ValueError):
 
 
 class StageError(QatError, RuntimeError):
-    """A pipeline stage could not run (QAT19x)."""
+    """A pipeline stage could not run (QAT19x), or git or DVC does not know what was asked for (QAT219)."""
 
 
 class OutputError(QatError, OSError):
