@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from qatlib.cli.common import console, goals, one_line_errors, read_json
+from qatlib.cli.common import console, one_line_errors
+from qatlib.cli.results import show_summary
 
 _MD = click.option("--md", "as_md", is_flag=True, help="Print Markdown, for a pull request.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -22,7 +23,7 @@ def report(base: str | None, as_md: bool, as_json: bool) -> None:
     _one_form(as_md, as_json)
     with one_line_errors():
         if base is None:
-            _summary(as_md, as_json)
+            show_summary(as_md, as_json)
         else:
             _compare(base, None, as_md, as_json)
 
@@ -63,22 +64,6 @@ def why(stage: str | None, as_json: bool) -> None:
 def _one_form(as_md: bool, as_json: bool) -> None:
     if as_md and as_json:
         raise click.UsageError("--md and --json are two forms of the same: give one")
-
-
-def _summary(as_md: bool, as_json: bool) -> None:
-    from qatlib.analysis.findings import read_findings
-    from qatlib.analysis.goals import judge
-    from qatlib.analysis.views import summary_markdown, terminal_table
-
-    document, found = read_json("reports/summary.json"), read_findings()
-    results = judge(goals(), document, document["stale"])
-    if as_json:
-        judged = [{"goal": one.text, "value": one.value, "met": one.met} for one in results]
-        click.echo(json.dumps({"summary": document, "goals": judged, **found.document()}, indent=2))
-    elif as_md:
-        click.echo(summary_markdown(document, found, results), nl=False)
-    else:
-        console().print(terminal_table(document, found, results))
 
 
 def _compare(base: str, head: str | None, as_md: bool, as_json: bool) -> None:

@@ -16,14 +16,8 @@ from qatlib.cli.common import console, goals, one_line_errors, read_json
 @click.command()
 def summary() -> None:
     """Show the accuracy of every form of the network, the worst findings and the latency estimate."""
-    from qatlib.analysis.findings import read_findings
-    from qatlib.analysis.goals import judge
-    from qatlib.analysis.views import terminal_table
-
     with one_line_errors():
-        document = read_json("reports/summary.json")
-        results = judge(goals(), document, document["stale"])
-        Console().print(terminal_table(document, read_findings(), results, "reports/profiler.html"))
+        show_summary()
 
 
 @click.command()
@@ -141,3 +135,20 @@ def profile(mode: Any, images: int | None, out: Path | None) -> None:
         count, folder = images or section.batches * section.batch_size, out or Path("profile") / mode
         findings = model_profiler(first, second, project.batches("val", count, section.batch_size), mode, folder)
         console().print(show(folder, mode, findings))
+
+
+def show_summary(as_md: bool = False, as_json: bool = False) -> None:
+    """Print the last run as tables, Markdown or JSON."""
+    from qatlib.analysis.findings import read_findings
+    from qatlib.analysis.goals import judge
+    from qatlib.analysis.views import summary_markdown, terminal_table
+
+    document, found = read_json("reports/summary.json"), read_findings()
+    results = judge(goals(), document, document["stale"])
+    if as_json:
+        judged = [{"goal": one.text, "value": one.value, "met": one.met} for one in results]
+        click.echo(json.dumps({"summary": document, "goals": judged, **found.document()}, indent=2))
+    elif as_md:
+        click.echo(summary_markdown(document, found, results), nl=False)
+    else:
+        console().print(terminal_table(document, found, results))

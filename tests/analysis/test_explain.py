@@ -118,11 +118,11 @@ def test_findings_that_cannot_be_read_are_one_message(reports: Path) -> None:
         assert (shown.exit_code, shown.stderr[:6]) == (1, "QAT195"), text
 
 
-def test_a_wheel_holds_the_pages_and_without_them_one_message_says_so(tmp_path: Path) -> None:
+def test_a_wheel_holds_pages_and_scaffold_and_without_pages_one_message_says_so(tmp_path: Path) -> None:
     source, wheels = tmp_path / "source", tmp_path / "wheels"
     for name in ("qatlib", "docs", "stages"):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, source)
     build = f"from setuptools import build_meta; build_meta.build_wheel({str(wheels)!r})"
     subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
@@ -131,6 +131,8 @@ def test_a_wheel_holds_the_pages_and_without_them_one_message_says_so(tmp_path: 
         archive.extractall(tmp_path / "installed")
     pages = tmp_path / "installed/qatlib/pages"
     assert not any(path.is_symlink() for path in pages.rglob("*"))
+    for name in ("params.yaml", "dvc.yaml"):
+        assert (tmp_path / "installed/qatlib/scaffold" / name).read_bytes() == (ROOT / name).read_bytes()
     for code in (*RULES, *(code for code, *_ in ERRORS)):
         assert page(code, pages) == page(code, PAGES)
     shutil.rmtree(pages)
