@@ -12,6 +12,7 @@ from qatlib.analysis.op_facts import WeightFact
 from qatlib.analysis.records import Capture
 from qatlib.analysis.rules import rule, run_rules
 from qatlib.fake.coverage import Coverage
+from qatlib.pipeline.calibration import Compared
 from qatlib.qtype import BOOL, QType
 from tests.analysis.planted import (
     CLEAN,
@@ -356,3 +357,19 @@ def test_the_activation_that_held_out_data_leaves_furthest_is_named_with_numbers
 def test_a_hundred_samples_are_enough() -> None:
     assert run_rules(replace(CLEAN, **extra(calib__calibration_images=100))) == ()
     assert only(replace(CLEAN, **extra(calib__calibration_images=99)), "QAT032")
+
+
+def test_another_method_is_predicted_where_both_were_scored() -> None:
+    def row(method: str, value: float, percentile: float | None = None) -> Compared:
+        return Compared(method, percentile, value, value / 0.93, 128, 0.1)
+
+    used = ("percentile", 99.99)
+    missed = replace(CLEAN, **scored(calib=0.90), calibration=used)
+    scores = (row("percentile", 0.88, 99.99), row("percentile", 0.10, 99.0), row("mse", 0.91))
+    (one,) = only(replace(missed, compared=scores), "QAT002")
+    assert one.predicted == {"metric": pytest.approx(0.03)}
+    for some in ((), scores[:2], scores[1:]):
+        assert only(replace(missed, compared=some), "QAT002")[0].predicted == {}
+    worse = (row("percentile", 0.88, 99.99), row("mse", 0.86))
+    (one,) = only(replace(missed, **scored(calib=0.5), compared=worse), "QAT001")
+    assert one.predicted == {"metric": pytest.approx(-0.02)}

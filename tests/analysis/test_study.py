@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from qatlib.analysis.bad_case import find_bad_case
 from qatlib.analysis.conversion_loss import bisect_conversion
-from qatlib.analysis.findings import Finding
+from qatlib.analysis.findings import Finding, Found, parse_findings
 from qatlib.analysis.report import ReportData, render
 from qatlib.analysis.rules import run_rules
 from qatlib.analysis.sensitivity import sensitivity
@@ -74,6 +75,10 @@ def test_the_finding_has_the_edit_and_what_the_edit_then_gives(wide: Study) -> N
     calibrate(edited, [data])
     measured = -10 * np.log10(noise_of(float_form(edited, data), edited(data).detach()))
     assert one.evidence["predicted_sqnr_db"] == pytest.approx(measured, abs=1e-6)
+    gain = measured - wide.sensitivity.whole.sqnr_db
+    assert one.predicted == {"output_sqnr_db": pytest.approx(gain, abs=1e-6)}
+    document = json.loads(json.dumps(Found((one,)).document(), allow_nan=False))
+    assert parse_findings(json.dumps(document)).findings == (one,)
 
 
 def test_where_the_goal_is_met_only_a_loud_error_is_named(wide: Study) -> None:
@@ -135,6 +140,7 @@ def test_ops_that_lose_in_conversion_are_preserved(whole: Study) -> None:
     (one,) = found(with_noise(0.6, 0.1), "QAT037", preserve=("stem",))
     assert YAML(typ="safe").load(one.edit) == {"convert": {"preserve": ["stem", "fc"]}}
     assert one.evidence["ops"] == "fc"
+    assert one.predicted == {"conversion_sqnr_db": pytest.approx(10.0)}, "a tenth of the noise is left"
     assert not found(with_noise(0.4, 0.1), "QAT037"), "an error below half of rounding's"
     assert not found(with_noise(0.6, 0.6), "QAT037"), "what stays without the op is not its doing"
 

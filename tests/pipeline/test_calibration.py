@@ -14,10 +14,18 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
+from qatlib.errors import StageError
 from qatlib.fake.calibrate import calibrate, quantizers
 from qatlib.fake.qconfig import METHODS
 from qatlib.fake.ranges import Range, read_ranges
-from qatlib.pipeline.calibration import compare_methods, range_metrics, range_notes, write_comparison
+from qatlib.pipeline.calibration import (
+    Compared,
+    compare_methods,
+    range_metrics,
+    range_notes,
+    read_comparison,
+    write_comparison,
+)
 from qatlib.pipeline.checkpoint import save_tensors
 from qatlib.pipeline.config import CalibrateParams, Config
 from qatlib.pipeline.project import Project
@@ -112,6 +120,21 @@ def test_the_stage_leaves_its_tables_and_numbers(folder: Path) -> None:
     assert metrics["calibration_images"] == 64
     images = tiny.build_data("val").tensors[0][:32]
     assert (ranges[0].held_low, ranges[0].held_high) == pytest.approx((float(images.min()), float(images.max())))
+
+
+def test_the_comparison_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "compare.csv"
+    rows = (Compared("mse", None, 0.5, 0.75, 128, 0.25), Compared("percentile", 99.99, 0.25, math.nan, 128, 0.5))
+    write_comparison(path, rows, "accuracy")
+    first, second = read_comparison(path)
+    assert first == rows[0]
+    assert (second.percentile, second.value, math.isnan(second.ratio)) == (99.99, 0.25, True)
+    write_comparison(path, (), "accuracy")
+    assert read_comparison(path) == ()
+    for text in ("method\nmse,1\n", "method\na,b,c,d,e,f\n"):
+        path.write_text(text)
+        with pytest.raises(StageError, match=r"^QAT195 .*compare\.csv"):
+            read_comparison(path)
 
 
 def test_the_stage_without_comparison_keeps_the_header_and_its_bytes(folder: Path) -> None:
