@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qatlib.analysis.facts import STAGE_TITLES
-from qatlib.analysis.findings import SEVERITY_STYLES, Finding, Found, evidence_text
+from qatlib.analysis.findings import SEVERITY_STYLES, Finding, Found, evidence_text, severity_counts
 from qatlib.analysis.goals import GoalResult
 
 SHOWN = 5
@@ -42,7 +42,7 @@ def summary_markdown(summary: Mapping[str, Any], found: Found, goals: Sequence[G
     if "latency_us" in summary:
         lines += ["", f"Estimated latency: {summary['latency_us']:g} µs."]
     lines += ["", "### Goals", ""] + ([_goal_line(result) for result in goals] or ["None set."])
-    counts = ", ".join(f"{count} {name}" for name, count in summary["findings"].items())
+    counts = ", ".join(f"{summary['findings'][name]} {name}" for name in severity_counts(()))
     lines += ["", f"### Findings ({counts})", ""]
     for finding in found.findings[:SHOWN]:
         lines += _finding_lines(finding)
