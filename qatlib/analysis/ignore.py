@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from qatlib.analysis.findings import Finding, Found, Ignored
@@ -30,4 +31,11 @@ def set_aside(findings: Sequence[Finding], records: Sequence[Ignore]) -> Found:
 
 
 def _names(record: Ignore, finding: Finding) -> bool:
-    return record.code == finding.code and Pattern(record.match).covers(finding.module)
+    pattern = Pattern(record.match)
+    return record.code == finding.code and any(pattern.covers(name) for name in _names_of(finding.module))
+
+
+def _names_of(module: str) -> tuple[str, ...]:
+    """The module of a finding as it is shown; of one call also the module, which means all calls, and that call."""
+    call = re.fullmatch(r"(.*) \(call (\d+)\)", module)
+    return (module, call[1], f"{call[1]}#{int(call[2]) - 1}") if call else (module,)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qatlib.analysis.records import match_name
+from qatlib.analysis.records import call_title, match_name
+from qatlib.graph.calls import calls_of_shared
 from qatlib.program import Op, Program
 
 
@@ -40,7 +41,10 @@ class TableFact:
 
 @dataclass(frozen=True)
 class OpFact:
-    """One op of the Program. Scales are None for float32 and int32 values."""
+    """One op of the Program. Scales are None for float32 and int32 values.
+
+    ``call`` counts the calls of a module that is called several times, from 1; it is 0 otherwise.
+    """
 
     name: str
     module: str
@@ -53,17 +57,27 @@ class OpFact:
     acc_bound: int | None = None
     weight: WeightFact | None = None
     table: TableFact | None = None
+    call: int = 0
 
     @property
     def where(self) -> str:
         """The name that means this op in params.yaml."""
-        return match_name(self.name, self.module)
+        return match_name(self.name, self.module, self.call)
+
+    @property
+    def title(self) -> str:
+        """Name for people, with the call number of a shared module."""
+        return call_title(self.name, self.module, self.call)
 
 
 def program_facts(program: Program) -> tuple[OpFact, ...]:
     """One fact per op that computes something, in execution order; ``quantize`` and ``dequantize`` are left out."""
-    ends = _output_producers(program)
-    return tuple(_fact(program, op, ends) for op in program.ops if op.kind not in ("quantize", "dequantize"))
+    ends, calls = _output_producers(program), calls_of_shared(program.ops)
+    return tuple(
+        _fact(program, op, ends, calls.get(op.name, (0, 0))[0])
+        for op in program.ops
+        if op.kind not in ("quantize", "dequantize")
+    )
 
 
 def _output_producers(program: Program) -> set[str]:
@@ -72,7 +86,7 @@ def _output_producers(program: Program) -> set[str]:
     return ends | {op.inputs[0] for op in program.ops if op.kind == "dequantize" and op.output in ends}
 
 
-def _fact(program: Program, op: Op, ends: set[str]) -> OpFact:
+def _fact(program: Program, op: Op, ends: set[str], call: int) -> OpFact:
     value = program.values[op.output]
     bound = op.attrs.get("acc_bound")
     return OpFact(
@@ -87,6 +101,7 @@ def _fact(program: Program, op: Op, ends: set[str]) -> OpFact:
         acc_bound=None if bound is None else int(bound),
         weight=_weight(program, op) if op.kind in ("conv", "conv_transpose", "linear") else None,
         table=_table(program, op) if op.kind == "table" else None,
+        call=call,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qatlib.analysis.stats import Comparison, Summary
+from qatlib.graph.calls import all_calls, first_call
 from qatlib.qtype import QType
 
 Mode = Literal["FvsQ", "QvsQ", "CvsQ"]
@@ -49,7 +50,7 @@ class OpRecord:
     @property
     def match(self) -> str:
         """The name that means this op in params.yaml."""
-        return match_name(self.name, self.module)
+        return match_name(self.name, self.module, self.call)
 
     @property
     def type_name(self) -> str:
@@ -59,19 +60,26 @@ class OpRecord:
     @property
     def title(self) -> str:
         """Name for people, with the call number of a shared module."""
-        return f"{re.sub(r'#[0-9]+$', '', self.match)} (call {self.call})" if self.call else self.match
+        return call_title(self.name, self.module, self.call)
 
     @property
     def scale(self) -> float | None:
         return self.qtype.scale
 
 
-def match_name(name: str, module: str) -> str:
-    """The name that means one op in params.yaml: its module, of a later call of it that call, of an inner step the
-    step.
+def match_name(name: str, module: str, call: int = 0) -> str:
+    """The name that means one op in params.yaml: its module, of a module called several times that call, of an inner
+    step the step. ``call`` is the call, from 1, and 0 of a module called once.
     """
     step = re.match(rf"{re.escape(module)}(#\d+$|(#\d+)?\.)", name)
-    return name if step or not module else module
+    found = name if step or not module else module
+    return first_call(found, module) if call == 1 else found
+
+
+def call_title(name: str, module: str, call: int = 0) -> str:
+    """Name for people, with the number of the call where there are several."""
+    found = match_name(name, module)
+    return f"{all_calls(found, module)} (call {call})" if call else found
 
 
 @dataclass(frozen=True)

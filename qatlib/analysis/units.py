@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from qatlib.analysis.records import match_name
 from qatlib.errors import QConfigError
 from qatlib.fake.model import FakeQuantModel
+from qatlib.graph.calls import calls_of_shared
 from qatlib.graph.ir import Node
 
 
@@ -24,31 +25,34 @@ class Unit:
     is_input: bool = False
 
 
-def unit_name(node: Node) -> str:
-    return node.inputs[0] if node.op == "quantize" and not node.module else match_name(node.name, node.module)
+def unit_name(node: Node, call: int = 0) -> str:
+    """``call`` is which one it is of a module that is called several times, from 1."""
+    return node.inputs[0] if node.op == "quantize" and not node.module else match_name(node.name, node.module, call)
 
 
 def units_of(model: FakeQuantModel, ops: Collection[str], groups: Sequence[str] = ()) -> tuple[Unit, ...]:
-    """The ``ops`` one by one, in forward order, calls of one module together; or by the modules named in ``groups``.
+    """The ``ops`` one by one, in forward order, or by the modules named in ``groups``.
 
     Raises QConfigError (QAT144) for a group that holds none of the ops, QAT216 for an op in two groups.
     """
-    nodes = [op.node for name, op in model.ops() if name in ops]
+    calls = calls_of_shared(model.graph.nodes)
+    nodes = {name: op.node for name, op in model.ops() if name in ops}
+    names = {name: unit_name(node, calls.get(name, (0, 0))[0]) for name, node in nodes.items()}
     if groups:
-        return _groups(nodes, groups)
+        return _groups(nodes, names, groups)
     found: dict[str, list[Node]] = {}
-    for node in nodes:
-        found.setdefault(unit_name(node), []).append(node)
+    for name, node in nodes.items():
+        found.setdefault(names[name], []).append(node)
     return tuple(
         Unit(name, tuple(n.name for n in same), same[0].module_type.rpartition(".")[2], name in model.graph.inputs)
         for name, same in found.items()
     )
 
 
-def _groups(nodes: Sequence[Node], groups: Sequence[str]) -> tuple[Unit, ...]:
+def _groups(nodes: Mapping[str, Node], names: Mapping[str, str], groups: Sequence[str]) -> tuple[Unit, ...]:
     owner: dict[str, str] = {}
     for group in groups:
-        inside = [node.name for node in nodes if node.is_under(group) or unit_name(node) == group]
+        inside = [name for name, node in nodes.items() if node.is_under(group) or names[name] == group]
         if not inside:
             fix = "Use a name from print(model) that holds a quantized op"
             raise QConfigError("QAT144", f"group {group!r}", "no quantized op is under this name", fix)
@@ -57,6 +61,6 @@ def _groups(nodes: Sequence[Node], groups: Sequence[str]) -> tuple[Unit, ...]:
                 seen = f"is in group {owner[name]!r} and in {group!r}"
                 raise QConfigError("QAT216", name, seen, "Name groups that hold no op in common")
             owner[name] = group
-    order = [node.name for node in nodes]
+    order = list(nodes)
     units = (Unit(group, tuple(name for name in order if owner.get(name) == group)) for group in groups)
     return tuple(sorted(units, key=lambda unit: order.index(unit.ops[0])))

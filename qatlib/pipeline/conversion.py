@@ -5,7 +5,8 @@ from __future__ import annotations
 from qatlib.compiler.target import load_target
 from qatlib.conversion import table_ops, to_program
 from qatlib.fake.model import FakeQuantModel
-from qatlib.pipeline.match import first_match
+from qatlib.pipeline.formats import owners_of, within
+from qatlib.pipeline.match import first_owner
 from qatlib.pipeline.project import Project
 from qatlib.program import Program
 
@@ -14,6 +15,7 @@ def program_of(project: Project, model: FakeQuantModel) -> Program:
     """The Program of a calibrated or trained model, with the multipliers of ``compile.target``."""
     section = project.config.convert
     preserve = project.resolve_ops(section.preserve, "convert.preserve")
-    records = first_match(section.tables, table_ops(model, preserve), "convert.tables")
+    named = within(owners_of(model.graph), table_ops(model, preserve))
+    records = first_owner(section.tables, named, "convert.tables")
     tables = {name: record.spec for name, record in records.items()}
     return to_program(model, preserve, load_target(project.config.compile.target).multiplier_bits, tables)

@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 
 from qatlib.errors import QConfigError
 from qatlib.fake.choose import Rules
 from qatlib.fake.prepare import BY_OPERATOR, is_high_precision_candidate
 from qatlib.fake.qconfig import FakeQuantSpec, Kind, QConfig, method_for
+from qatlib.graph.calls import further_names
 from qatlib.graph.ir import INPUT, Graph, Node
 from qatlib.ops.base import BY_NAME, Format
 from qatlib.pipeline.config import Config, InputFormat, Override
-from qatlib.pipeline.match import first_match
+from qatlib.pipeline.match import first_match, first_owner
 
 
 def owners_of(graph: Graph) -> dict[str, tuple[str, ...]]:
-    """Names a user may write → operators: of operators, of what was fused into them, of modules made of functions."""
-    owners: dict[str, tuple[str, ...]] = {node.name: (node.name,) for node in graph.nodes if node.op != INPUT}
-    owners |= {node.composite: (node.name,) for node in graph.nodes if node.composite}  # its last step
-    for node in graph.nodes:
-        for name in node.absorbed:
-            owners.setdefault(name, (node.name,))
+    """Names a user may write → operators: of operators, of what was fused into them, of modules made of functions.
+
+    The name of a module stands for all of its calls, ``#0`` behind it for the first, ``#1`` for the second.
+    """
+    parts = [_Part(node.name, node.module, node.name) for node in graph.nodes if node.op != INPUT]
+    last = {node.composite: _Part(node.composite, node.module, node.name) for node in graph.nodes if node.composite}
+    parts += last.values()
+    parts += [_Part(part.name, part.module, node.name) for node in graph.nodes for part in node.fused]
+    owners: dict[str, dict[str, None]] = {}
+    for part in parts:
+        owners.setdefault(part.name, {part.operator: None})
+    for name, part in further_names(parts):
+        owners.setdefault(name, {})[part.operator] = None
+    found = {name: tuple(operators) for name, operators in owners.items()}
     for module, operators in _made_of_functions(graph).items():
-        owners.setdefault(module, operators)
-    return owners
+        found.setdefault(module, operators)
+    return found
+
+
+def within(owners: Mapping[str, tuple[str, ...]], operators: Container[str]) -> dict[str, tuple[str, ...]]:
+    """The names that stand for any of ``operators``, and for which."""
+    found = {name: tuple(each for each in owned if each in operators) for name, owned in owners.items()}
+    return {name: owned for name, owned in found.items() if owned}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A call as it was traced, of ``module``, and the operator that it is in."""
+
+    name: str
+    module: str
+    operator: str
 
 
 def _made_of_functions(graph: Graph) -> dict[str, tuple[str, ...]]:
@@ -68,12 +92,7 @@ class Formats:
         found = {node.name: rules.of(node) for node in graph.nodes if node.op != INPUT}
         self._given = {name: one for name, one in found.items() if one.place}
         self.floats = tuple(name for name, one in found.items() if one.qconfig is None)
-        owners = owners_of(graph)
-        matched = first_match(section.overrides, owners, "qconfig.overrides")
-        self._overrides: dict[str, Override] = {}
-        for name, record in sorted(matched.items(), key=lambda item: section.overrides.index(item[1])):
-            for operator in owners[name]:
-                self._overrides.setdefault(operator, record)
+        self._overrides = first_owner(section.overrides, owners_of(graph), "qconfig.overrides")
         self._refuse_without_effect(section.overrides)
         self._inputs = first_match(section.inputs, graph.inputs, "qconfig.inputs")
         self._candidates = {n.name for n in graph.nodes if is_high_precision_candidate(graph, n)}

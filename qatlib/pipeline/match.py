@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, TypeVar
@@ -84,6 +84,24 @@ def first_match(records: Sequence[R], names: Iterable[str], key: str) -> dict[st
             problems.append(f"{compiled[index].key}: {compiled[index].text!r} is never used: {others} comes first")
     _raise(problems, key)
     return {name: records[winner[name]] for name in names if name in winner}
+
+
+def first_owner(records: Sequence[R], owners: Mapping[str, Sequence[str]], key: str) -> dict[str, R]:
+    """For each operator the first record that names it by any of its names; ``owners`` are the operators by name.
+
+    Raises ConfigError QAT102 as :func:`first_match`, also for a record whose operators earlier ones have under other
+    names.
+    """
+    named = first_match(records, owners, key)
+    chosen: dict[str, int] = {}
+    for index, record in enumerate(records):
+        operators = [operator for name, found in named.items() if found is record for operator in owners[name]]
+        for operator in operators:
+            chosen.setdefault(operator, index)
+        if index not in chosen.values():
+            others = ", ".join(f"{key}[{other}]" for other in sorted({chosen[operator] for operator in operators}))
+            _raise([f"{key}[{index}].match: {record.match!r} is never used: {others} comes first"], key)
+    return {operator: records[index] for operator, index in chosen.items()}
 
 
 def _compile(texts: Sequence[str], key: str, suffix: str) -> list[Pattern]:

@@ -26,7 +26,7 @@ from qatlib.pipeline.checkpoint import load_into, load_weights, read_metadata, s
 from qatlib.pipeline.config import Config
 from qatlib.pipeline.data import Loader, Split, loader, open_split
 from qatlib.pipeline.entry import call_entry, load_entry
-from qatlib.pipeline.formats import Formats, owners_of
+from qatlib.pipeline.formats import Formats, owners_of, within
 from qatlib.pipeline.match import resolve
 from qatlib.pipeline.metrics import Evaluation, Metric, evaluate, make_metric
 from qatlib.pipeline.runtime import setup
@@ -153,8 +153,9 @@ class Project:
 
     def resolve_relu6(self) -> tuple[str, ...]:
         """Names of the operators that ``qat.relu6`` covers; raises ConfigError (QAT102) for what names no relu."""
-        operator = relus(self.graph)
-        return tuple(dict.fromkeys(operator[name] for name in resolve(self.config.qat.relu6, operator, "qat.relu6")))
+        bounded = set(relus(self.graph).values())
+        owners = within(owners_of(self.graph), bounded)
+        return tuple(dict.fromkeys(op for n in resolve(self.config.qat.relu6, owners, "qat.relu6") for op in owners[n]))
 
     def resolve_ops(self, patterns: tuple[str, ...], key: str) -> tuple[str, ...]:
         """Names of the operators that match strings cover; a fused module stands for the operator it is part of."""

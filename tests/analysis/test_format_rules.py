@@ -139,4 +139,4 @@ def test_the_edit_for_a_later_call_names_that_call() -> None:
     seen = record(1, "c#1", "conv", ("x",), module="c", call=2)
     assert (seen.match, seen.title) == ("c#1", "c (call 2)")
     first = record(0, "c", "conv", ("x",), module="c", call=1)
-    assert (first.match, first.title) == ("c", "c (call 1)")
+    assert (first.match, first.title) == ("c#0", "c (call 1)"), "c would mean every call"

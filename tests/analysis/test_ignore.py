@@ -50,6 +50,14 @@ def test_a_record_names_modules_of_its_code(match: str, modules: list[str]) -> N
     assert len(found.notes) == (not modules)
 
 
+@pytest.mark.parametrize(
+    ("match", "count"), [("head.c", 2), ("head", 2), ("head.c#1", 1), ("head.c#0", 1), ("head.c#2", 0)]
+)
+def test_a_module_means_all_of_its_calls_and_a_number_one(match: str, count: int) -> None:
+    calls = [Finding("QAT008", "warning", "coarse", f"head.c (call {k})") for k in (1, 2)]
+    assert len(set_aside(calls, (record("QAT008", match),)).ignored) == count
+
+
 def test_findings_on_the_whole_model_are_named_by_the_default() -> None:
     assert [one.finding.code for one in set_aside(FINDINGS, (record("QAT012"),)).ignored] == ["QAT012"]
     assert not set_aside(FINDINGS, (record("QAT012", "head"),)).ignored

@@ -34,7 +34,7 @@ def accumulator_may_saturate(facts: Facts) -> list[Finding]:
                 "QAT014",
                 "warning" if seen is None else "info",
                 "The int32 accumulator may saturate: give what it multiplies fewer bits",
-                module=op.where,
+                module=op.title,
                 evidence=evidence if seen is None else evidence | {"largest_seen": seen.largest, "saturated": 0},
                 edit=edit.yaml,
                 command=edit.command,
@@ -56,7 +56,7 @@ def accumulator_saturates(facts: Facts) -> list[Finding]:
                 "QAT022",
                 "error",
                 "The int32 accumulator saturates on the data, so sums are cut: give what it multiplies fewer bits",
-                module=op.where,
+                module=op.title,
                 evidence={
                     "acc_bound": seen.bound,
                     "limit": LIMIT,

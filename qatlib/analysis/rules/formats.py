@@ -32,7 +32,7 @@ def fixed_scale_does_not_fit(facts: Facts) -> list[Finding]:
         if largest == 0.0 or WASTED <= largest / end <= CLIPPED:
             continue
         clips = largest > end
-        edit = _rescale(facts, row, float(f"{largest / -limits(row.output)[0]:.6g}"))
+        edit = _rescale(facts, row, record.match, float(f"{largest / -limits(row.output)[0]:.6g}"))
         findings.append(
             Finding(
                 "QAT027",
@@ -49,12 +49,18 @@ def fixed_scale_does_not_fit(facts: Facts) -> list[Finding]:
     return findings
 
 
-def _rescale(facts: Facts, row: FormatRow, scale: float) -> Edit:
+def _rescale(facts: Facts, row: FormatRow, match: str, scale: float) -> Edit:
     if row.output_rule.startswith("qconfig.inputs"):
         return input_format(row.op.removesuffix(".quant"), facts.input_formats, scale=scale)
     if row.output_rule.startswith("qconfig."):
-        return override(row.op, facts.overrides, scale=scale)
+        return override(match, facts.overrides, scale=scale)
     return Edit(f"Fix the scale of {row.op} to {scale:g} in the model ({row.output_rule})", "dvc repro")
+
+
+def _match(facts: Facts, row: FormatRow) -> str:
+    """The name that means the op in params.yaml."""
+    record = facts.fvsq.find(row.op) if facts.fvsq else None
+    return row.op if record is None else record.match
 
 
 @rule("QAT034", guide="G32, G37")
@@ -66,7 +72,7 @@ def wide_format_meets_narrow(facts: Facts) -> list[Finding]:
         joined = inputs if row.kind in SUMS else inputs[1:] if row.kind in DENSE else []
         if row.output != "int8" or "int16" not in joined:
             continue
-        edit = override(row.op, facts.overrides, activation="int16")
+        edit = override(_match(facts, row), facts.overrides, activation="int16")
         findings.append(
             Finding(
                 "QAT034",
@@ -87,7 +93,7 @@ def wide_weights_keep_few_bits(facts: Facts) -> list[Finding]:
     for row in facts.formats:
         if row.weight != "int16" or row.weight_bits is None or row.weight_bits >= FEW_BITS:
             continue
-        edit = override(row.op, facts.overrides, weight="int8")
+        edit = override(_match(facts, row), facts.overrides, weight="int8")
         findings.append(
             Finding(
                 "QAT035",

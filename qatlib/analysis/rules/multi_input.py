@@ -61,4 +61,4 @@ def _from_program(facts: Facts) -> Iterator[_Ranges]:
         if op.kind in KINDS and op.dtype == "int8":
             pairs = ((n, s) for n, s in zip(op.inputs, op.input_scales, strict=True) if n not in constants)
             ranges = [(n, s * limits(dtypes.get(n, "int8"))[1]) for n, s in pairs if s is not None]
-            yield op.where, op.where, op.kind, ranges
+            yield op.where, op.title, op.kind, ranges

@@ -29,7 +29,7 @@ def _finding(op: OpFact, seen: TableFact, facts: Facts) -> Finding:
         "warning",
         f"The table of {seen.function} is coarse where the function is steep: place more entries there, or keep its "
         "input out of that range",
-        module=op.where,
+        module=op.title,
         evidence={
             "function": seen.function,
             "worst_lsb": seen.worst_lsb,
