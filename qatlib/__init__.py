@@ -37,6 +37,7 @@ _HOME = {
     "qatlib.analysis": ("featuremap_similarity", "model_profiler"),
     "qatlib.analysis.unfused": ("check_unfused_operations",),
     "qatlib.analysis.agreement": ("gap_table", "write_gap_table"),
+    "qatlib.analysis.features": ("get_raw_features", "profile_featuremap"),
     "qatlib.graph.unshare": ("get_module_called_count", "unshare"),
     "qatlib.analysis.bad_case": ("find_bad_case",),
     "qatlib.analysis.conversion_loss": ("bisect_conversion",),
