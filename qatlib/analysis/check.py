@@ -6,6 +6,7 @@ One sample of the calibration split is read, for its shapes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -89,7 +90,8 @@ def _weights(project: Project) -> Iterator[Section]:
     try:
         _ = project.float_model
     except CheckpointError as error:
-        project.float_model = project.untrained_model()
+        with suppress(QatError):  # told by what asks for the model
+            project.float_model = project.untrained_model()
         yield Section("Weights", note="Below, those that the factory makes.", errors=(str(error),))
     except QatError:
         return  # told by what asks for the model
@@ -110,7 +112,7 @@ def _shared(project: Project, title: str) -> Section:
     for name, calls in shared_modules(model, project.example_inputs).items():
         module = model.get_submodule(name)
         rows.append((name, type(module).__name__, str(calls), str(sum(p.numel() for p in module.parameters()))))
-    note = "Every call has scales of its own; qatlib.unshare gives each its own weights too."
+    note = "Every call has scales of its own; model.unshare gives each a module of its own, and weights too if asked."
     return Section(title, ("module", "type", "calls", "weights"), rows, note if rows else "None.")
 
 

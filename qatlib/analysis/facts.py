@@ -15,8 +15,10 @@ from qatlib.ops.base import BY_KIND
 from qatlib.pipeline.config import Goal, Ignore
 
 if TYPE_CHECKING:
+    from qatlib.analysis.call_sites import CallSite
     from qatlib.analysis.op_facts import OpFact
     from qatlib.analysis.records import Capture
+    from qatlib.analysis.statistics import StatisticsTable
     from qatlib.analysis.study import Study
     from qatlib.analysis.unfused import Unfused
     from qatlib.fake.coverage import Coverage
@@ -48,9 +50,10 @@ class Facts:
     ``ranges`` are those of calibration, beside held-out data; ``unfused`` is what fusion left alone, ``formats`` what
     every op got, ``equalizable`` the ops whose channels ``calibrate.equalize`` would give like ranges.
     ``overrides`` and ``input_formats`` are the lists of qconfig as they stand, ``tables`` and ``preserve`` those of
-    convert, ``hybrid`` that of qat; an edit has to keep them. ``study`` is what ``analyze.sensitivity`` asked for;
-    ``ignore`` names findings that are known. ``compared`` are the scores of ``calibrate.compare``; ``calibration`` is
-    the method that was used, with its percentile.
+    convert, ``hybrid`` that of qat, ``unshare`` that of model; an edit has to keep them. ``shared`` are the calls of
+    modules that are called several times, ``statistics`` the statistics tables by mode. ``study`` is what
+    ``analyze.sensitivity`` asked for; ``ignore`` names findings that are known. ``compared`` are the scores of
+    ``calibrate.compare``; ``calibration`` is the method that was used, with its percentile.
     """
 
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -78,6 +81,9 @@ class Facts:
     preserve: tuple[str, ...] = ()
     compared: tuple[Compared, ...] = ()
     calibration: tuple[str, float | None] = ("percentile", 99.99)
+    shared: tuple[CallSite, ...] = ()
+    unshare: tuple[str, ...] = ()
+    statistics: Mapping[str, StatisticsTable] = field(default_factory=dict)
 
     def value(self, stage: str, key: str | None = None) -> float | None:
         """Metric ``key`` (the scored one by default) of ``stage``; None if missing or not finite."""

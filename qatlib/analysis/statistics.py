@@ -86,8 +86,8 @@ def statistics_table(
             summary = source.reference if source else given.get(name)
             rows.append(_row(record, role, summary, source.qtype if source else FLOAT))
         rows.append(_row(record, "output", record.reference, record.qtype))
-        for one in (parameters or {}).get(record.name, ()):
-            rows.append(_parameter_row(record.index, record.title, record.type_name, one))
+        own = (parameters or {}).get(record.name, ())
+        rows += (_parameter_row(record.index, record.title, record.type_name, one) for one in own)
     return StatisticsTable(tuple(rows))
 
 

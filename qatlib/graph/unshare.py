@@ -80,27 +80,38 @@ def unshare(
     """A copy of ``model`` with a module of its own for every call: module ``c`` becomes ``c.0``, ``c.1``, ….
 
     The result computes the same bits. ``names`` are modules that are called several times, by default all; what is
-    inside of one is copied with it. ``tied`` copies keep one set of weights, also in training; others start equal and
+    inside of one is copied with it, and gets copies of its own where it is still called several times and is named,
+    too. ``tied`` copies keep one set of weights, also in training; others start equal and
     then go their own ways. Calls are told apart by their order, so each forward has to make as many as the one on
     ``example_inputs``; one that does not raises GraphError QAT208. Raises QAT206 for a name that is not called twice.
     """
     model = copy.deepcopy(model)
     found = shared_modules(model, example_inputs)
-    chosen = found if names is None else list(names)
-    for name in chosen:
+    wanted = set(found if names is None else names)
+    for name in wanted:
         if name not in found:
             known = f"Called several times: {', '.join(found) or 'none'}"
             raise GraphError("QAT206", name, "is no module that is called more than once", known)
+    chosen = [name for name in found if name in wanted]
     while outermost := [n for n in chosen if not any(n.startswith(f"{other}.") for other in chosen)]:
         for name in outermost:
             _replace(model, name, CallsInTurn(model.get_submodule(name), found[name], tied))
-        if names is not None:
-            break
-        chosen = found = shared_modules(model, example_inputs)  # inside of a copy, a module may still be called twice
+        found = shared_modules(model, example_inputs)  # inside of a copy, a module may still be called twice
+        chosen = [name for name in found if _original(model, name) in wanted]
     if not any(isinstance(hook, _Counting) for hook in model._forward_pre_hooks.values()):
         model.register_forward_pre_hook(_Counting())
         model.register_forward_hook(_Counting(), always_call=True)
     return model
+
+
+def _original(model: nn.Module, name: str) -> str:
+    """The name that a module had before it was copied."""
+    kept, owner = [], model
+    for part in name.split("."):
+        if not isinstance(owner, CallsInTurn):
+            kept.append(part)
+        owner = owner.get_submodule(part)
+    return ".".join(kept)
 
 
 def _replace(model: nn.Module, name: str, by: nn.Module) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -55,6 +55,11 @@ class _Params(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _all_or_names(value: Any) -> Any:
+    """``true`` and ``"*"`` stand for all, null and ``false`` for none."""
+    return ["*"] if value is True or value == "*" else [] if value is None or value is False else value
+
+
 class ModelParams(_Params):
     factory: Entry
     kwargs: dict[str, Any] = {}
@@ -62,6 +67,8 @@ class ModelParams(_Params):
     code: Name
     leaf: Many[Name] = ()
     wrap: Many[Entry] = ()
+    unshare: Annotated[Many[Name], BeforeValidator(_all_or_names)] = ()
+    unshare_tied: bool = True
 
 
 class DataParams(_Params):

@@ -22,12 +22,13 @@ from qatlib.fake.prepare import fuse_fx, prepare_graph
 from qatlib.fake.ptq.equalize import Pair, equalize
 from qatlib.graph.ir import INPUT, Graph, Node
 from qatlib.graph.relu6 import BOUND, bounded_by, relus
+from qatlib.graph.unshare import shared_modules, unshare
 from qatlib.pipeline.checkpoint import load_into, load_weights, read_metadata, save_tensors
 from qatlib.pipeline.config import Config
 from qatlib.pipeline.data import Loader, Split, loader, open_split
 from qatlib.pipeline.entry import call_entry, load_entry
 from qatlib.pipeline.formats import Formats, owners_of, within
-from qatlib.pipeline.match import resolve
+from qatlib.pipeline.match import Pattern, resolve
 from qatlib.pipeline.metrics import Evaluation, Metric, evaluate, make_metric
 from qatlib.pipeline.runtime import setup
 from qatlib.qtype import scale_of
@@ -92,12 +93,33 @@ class Project:
 
     @cached_property
     def float_model(self) -> nn.Module:
-        """The user's model with its trained weights, in eval mode."""
-        model = self.untrained_model()
+        """The user's model with its trained weights, in eval mode; a module for every call of those in
+        ``model.unshare``, after the weights were loaded by their own names.
+        """
+        model = self._from_factory()
         load_into(model, self.config.model.checkpoint)
-        return model
+        return self._unshared(model)
 
     def untrained_model(self) -> nn.Module:
+        """:attr:`float_model` with the weights that the factory gives it."""
+        return self._unshared(self._from_factory())
+
+    def _unshared(self, model: nn.Module) -> nn.Module:
+        """Raises ConfigError QAT227 for a match string of ``model.unshare`` that covers no shared module."""
+        section = self.config.model
+        if not section.unshare:
+            return model
+        found = shared_modules(model, self.example_inputs)
+        patterns = [Pattern(text, f"model.unshare[{k}]") for k, text in enumerate(section.unshare)]
+        for pattern in patterns:
+            if not any(pattern.covers(name) for name in found):
+                known = ", ".join(f"{name} ({calls} calls)" for name, calls in found.items()) or "none"
+                fix = f"Called several times: {known}. Name one of those, or leave the list empty"
+                raise ConfigError("QAT227", pattern.key, f"{pattern.text!r} covers no module called twice", fix)
+        names = [name for name in found if any(pattern.covers(name) for pattern in patterns)]
+        return unshare(model, self.example_inputs, names, section.unshare_tied)
+
+    def _from_factory(self) -> nn.Module:
         """The user's model as its factory makes it, in eval mode."""
         model = call_entry(self.config.model.factory, self.config.model.kwargs, key="model")
         if not isinstance(model, nn.Module):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from qatlib.analysis.bad_case import BadCase, BadCases
+from qatlib.analysis.call_sites import CallSite
 from qatlib.analysis.conversion_loss import ConversionLoss, IntegerTrial
 from qatlib.analysis.distance import Distance
 from qatlib.analysis.facts import Facts, InputFact
@@ -214,6 +215,20 @@ def fmt(op: str, **changes: Any) -> FormatRow:
 FIXED = fmt("conv1", observer="fixed", scale=1 / 512, output_rule="qconfig.overrides[0]")
 MEETS = fmt("join", kind="cat", inputs="int16, int8", weight="", weight_axis=None, weight_bits=None, weight_rule="")
 
+
+def sites(*largest: float) -> tuple[CallSite, ...]:
+    """Calls of conv1 and conv2 by a module ``c``."""
+    ops = ("conv1", "conv2")
+    pairs = enumerate(zip(ops, largest, strict=True), 1)
+    return tuple(
+        CallSite("c", "Conv2d", 2, k, op, -1.0, 1.0, -x, x, x / 64, x / max(largest), 9) for k, (op, x) in pairs
+    )
+
+
+ONE_SCALE = tuple(
+    fmt(op, observer="fixed", scale=1 / 64, output_rule="qconfig.overrides[0]") for op in ("conv1", "conv2")
+)
+
 PLANTED: list[tuple[str, str, str, dict[str, Any]]] = [
     ("QAT001", "error", "", scored(calib=0.70, qat=0.93)),
     ("QAT002", "info", "", scored(calib=0.90)),
@@ -259,6 +274,8 @@ PLANTED: list[tuple[str, str, str, dict[str, Any]]] = [
         {"ops": (op("conv2", acc_bound=OVER),), "qvsq": replace(records("QvsQ"), saturations=(CUT,))},
     ),
     ("QAT023", "warning", "act.exp", {"ops": (op("act.exp", "table", module="act", weight=None, table=STEEP),)}),
+    ("QAT025", "info", "c", {"shared": sites(0.4, 2.0)}),
+    ("QAT025", "warning", "c", {"shared": sites(0.4, 2.0), "formats": ONE_SCALE}),
     ("QAT026", "warning", "bn", {"unfused": (BN,)}),
     ("QAT027", "warning", "conv1", {"formats": (FIXED,)}),
     ("QAT034", "warning", "join", {"formats": (fmt("conv1"), MEETS)}),

@@ -108,6 +108,15 @@ def test_quantized_every_call_has_a_name_a_scale_and_the_weights_that_it_should(
     assert torch.equal(convert_fx(apart)(X), convert_fx(together)(X))
 
 
+def test_what_is_named_inside_of_a_copy_is_copied_too() -> None:
+    apart = unshare(shared(), [X], ["head.act", "head"])
+    counts = get_module_called_count(apart, [X])
+    assert counts["head.0.act.0"] == counts["head.1.act.1"] == 1
+    only = unshare(shared(), [X], ["head"])
+    assert get_module_called_count(only, [X])["head.0.act"] == 2
+    assert torch.equal(apart(X), only(X))
+
+
 def test_only_what_is_named() -> None:
     apart = unshare(shared(), [X], ["head.conv"])
     assert get_module_called_count(apart, [X])["head"] == 2

@@ -25,14 +25,14 @@ FEW_BITS = 10.0
 def fixed_scale_does_not_fit(facts: Facts) -> list[Finding]:
     findings = []
     for row in facts.formats:
-        record = facts.fvsq.find(row.op) if facts.fvsq and row.observer == "fixed" else None
-        if record is None or record.reference is None or row.scale is None or row.output_rule == BY_OPERATOR:
+        record = facts.fvsq.find(row.op) if facts.fvsq and fixed_by_user(row) else None
+        if record is None or record.reference is None or row.scale is None:
             continue
         largest, end = record.reference.amax, row.scale * limits(row.output)[1]
         if largest == 0.0 or WASTED <= largest / end <= CLIPPED:
             continue
         clips = largest > end
-        edit = _rescale(facts, row, record.match, float(f"{largest / -limits(row.output)[0]:.6g}"))
+        edit = rescale(facts, row, record.match, largest)
         findings.append(
             Finding(
                 "QAT027",
@@ -49,7 +49,14 @@ def fixed_scale_does_not_fit(facts: Facts) -> list[Finding]:
     return findings
 
 
-def _rescale(facts: Facts, row: FormatRow, match: str, scale: float) -> Edit:
+def fixed_by_user(row: FormatRow) -> bool:
+    """Whether the scale of an op is fixed, and not by the op itself."""
+    return row.observer == "fixed" and row.output_rule != BY_OPERATOR
+
+
+def rescale(facts: Facts, row: FormatRow, match: str, largest: float) -> Edit:
+    """The edit that fixes the scale of the op named ``match`` to values up to ``largest``, by convention."""
+    scale = float(f"{largest / -limits(row.output)[0]:.6g}")
     if row.output_rule.startswith("qconfig.inputs"):
         return input_format(row.op.removesuffix(".quant"), facts.input_formats, scale=scale)
     if row.output_rule.startswith("qconfig."):
