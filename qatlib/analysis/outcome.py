@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Group
 
+from qatlib.analysis.call_sites import write_shared
 from qatlib.analysis.document import OPS, analysis_document
 from qatlib.analysis.facts import STAGES, Facts
 from qatlib.analysis.findings import Finding, Found
@@ -18,6 +19,7 @@ from qatlib.analysis.report import ReportData, write_report
 from qatlib.analysis.report.tables import write_tables
 from qatlib.analysis.rules import run_rules
 from qatlib.analysis.similarity import write_similarity
+from qatlib.analysis.statistics import write_statistics
 from qatlib.analysis.study import write_study
 from qatlib.analysis.summary import build_summary, goal_results
 from qatlib.analysis.unfused import write_unfused
@@ -53,7 +55,7 @@ def publish(
     expected: Sequence[str] = STAGES,
 ) -> Outcome:
     """Write ``summary.json``, ``summary.md``, ``findings.json``, ``analysis.json``, ``profiler.html``, ``tables.csv``,
-    ``fuse.csv`` and the similarity tables, and in ``analyze/`` those of a study.
+    ``fuse.csv``, ``shared.csv``, the statistics and similarity tables, and in ``analyze/`` those of a study.
 
     ``performance`` is the content of a compile estimate (``Performance.to_dict()``); empty or None where there is none.
     """
@@ -68,6 +70,9 @@ def publish(
     write_text(folder / "summary.md", summary_markdown(summary, found, goals))
     for seen in captures:
         write_similarity(seen, folder)
+    for mode, table in facts.statistics.items():
+        write_statistics(table, mode, folder)
+    write_shared(facts.shared, folder / "shared.csv")
     write_tables(facts.ops, folder / "tables.csv")
     write_unfused(facts.unfused, folder / "fuse.csv")
     write_study(facts.study, folder / "analyze")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,17 +26,23 @@ class Parameter:
     scales: tuple[float, ...] = ()
 
 
-def parameters_of(model: FakeQuantModel, quantized: bool) -> dict[str, tuple[Parameter, ...]]:
+def parameters_of(
+    model: FakeQuantModel, quantized: bool, exact: FakeQuantModel | None = None
+) -> dict[str, tuple[Parameter, ...]]:
     """By op; ``quantized``: as the op computes with them, else before rounding. Values of constants are no parameters.
 
-    Formats are those of a calibrated model.
+    Formats are those of the calibrated ``model``; ``exact`` has the float values, where they are not its own.
     """
-    return {name: tuple(_of_fake(model, op, quantized)) for name, op in model.ops() if op.node.op != CONSTANT}
+    found = {}
+    for name, op in model.ops():
+        if op.node.op != CONSTANT:
+            values = op.quantized_params() if quantized else (exact or model).op(name).float_params()
+            found[name] = tuple(_of_fake(model, op, values))
+    return found
 
 
-def _of_fake(model: FakeQuantModel, op: FakeOp, quantized: bool) -> Iterator[Parameter]:
+def _of_fake(model: FakeQuantModel, op: FakeOp, values: Mapping[str, Tensor]) -> Iterator[Parameter]:
     weights = op.weight_fake_quant
-    values = op.quantized_params() if quantized else op.float_params()
     source = model.quantizer(op.node.inputs[0]) if op.node.inputs else None
     for role, tensor in values.items():
         if weights is None or role not in ("weight", "bias"):

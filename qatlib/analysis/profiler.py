@@ -10,19 +10,23 @@ from typing import Any
 from torch import Tensor
 
 from qatlib.analysis.batches import peek
+from qatlib.analysis.call_sites import shared_calls, write_shared
 from qatlib.analysis.capture import Inputs, capture
 from qatlib.analysis.facts import Facts, input_facts
 from qatlib.analysis.findings import Finding, Found
 from qatlib.analysis.op_facts import program_facts
+from qatlib.analysis.parameters import parameters_of
 from qatlib.analysis.records import Capture, Mode
 from qatlib.analysis.report import ReportData, write_report
 from qatlib.analysis.rules import run_rules
 from qatlib.analysis.sides import FakeSide, FloatSide, IntegerSide
 from qatlib.analysis.similarity import SimilarityTable, check_measure, similarity_table, write_similarity
 from qatlib.analysis.states import emulator_of, float_view, require_mode, require_quantized, require_untrained
+from qatlib.analysis.statistics import statistics_table, write_statistics
 from qatlib.analysis.stats import Measure
 from qatlib.analysis.unfused import unfused_operations
 from qatlib.fake.formats import format_rows
+from qatlib.fake.model import FakeQuantModel
 
 
 def capture_pair(
@@ -81,18 +85,27 @@ def model_profiler(
     mode: Mode = "FvsQ",
     out_dir: str | Path = "reports",
 ) -> tuple[Finding, ...]:
-    """Compare two adjacent models and write ``similarity-<mode>.csv``, ``…-by-op-error.csv`` and ``profiler.html``.
+    """Compare two adjacent models and write ``profiler.html``, ``similarity-<mode>.csv`` and ``…-by-op-error.csv``,
+    ``statistics-<mode>.csv`` and ``…-by-range.csv``; in FvsQ also ``shared.csv``.
 
     Returns the findings, errors first. ``example_inputs`` is one batch or an iterable of batches of real data.
     """
     seen = capture_pair(model1, model2, example_inputs, mode)
     if mode == "FvsQ":
         unfused, formats = unfused_operations(model2.graph), tuple(format_rows(model2))
-        facts = Facts(state="VALIDATION", inputs=input_facts(seen), fvsq=seen, unfused=unfused, formats=formats)
+        shared = shared_calls(seen, model2.graph)
+        facts = Facts(
+            state="VALIDATION", inputs=input_facts(seen), fvsq=seen, unfused=unfused, formats=formats, shared=shared
+        )
+        write_shared(shared, Path(out_dir) / "shared.csv")
     else:
         facts = Facts(state="VALIDATION", qvsq=seen, ops=program_facts(emulator_of(model2).program))
     findings = run_rules(facts)
+    fake, exact = (model2, model1) if mode == "FvsQ" else (model1, None)
+    exact = exact if isinstance(exact, FakeQuantModel) else None
+    parameters = parameters_of(fake, quantized=mode == "QvsQ", exact=exact)
     write_similarity(seen, Path(out_dir))
+    write_statistics(statistics_table(seen, parameters), mode, Path(out_dir))
     write_report(
         Path(out_dir) / "profiler.html",
         ReportData(found=Found(findings), captures=(seen,), ops=facts.ops, unfused=facts.unfused),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -142,11 +142,9 @@ def write_statistics(table: StatisticsTable, mode: str, folder: Path) -> None:
     write_text(folder / f"statistics-{mode}-by-range.csv", table.by_range().csv())
 
 
-def write_captures(
-    captures: Iterable[Capture], parameters: Mapping[str, Mapping[str, Sequence[Parameter]]], folder: Path
-) -> None:
-    """The statistics of captures of one set of batches; ``parameters`` by mode."""
-    captures = tuple(captures)
+def statistics_of(
+    captures: Sequence[Capture], parameters: Mapping[str, Mapping[str, Sequence[Parameter]]]
+) -> dict[str, StatisticsTable]:
+    """The tables of captures of one set of batches by mode; ``parameters`` by mode and op."""
     inputs = {name: seen for one in captures for name, seen in network_inputs(one).items()}
-    for one in captures:
-        write_statistics(statistics_table(one, parameters.get(one.mode), inputs), one.mode, folder)
+    return {one.mode: statistics_table(one, parameters.get(one.mode), inputs) for one in captures}

@@ -210,8 +210,11 @@ def test_model_profiler_writes_tables_and_page(trio: Trio, tmp_path: Path) -> No
     findings = model_profiler(trio.float_model, trio.fake, list(trio.batches), "FvsQ", tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "profiler.html",
+        "shared.csv",
         "similarity-FvsQ-by-op-error.csv",
         "similarity-FvsQ.csv",
+        "statistics-FvsQ-by-range.csv",
+        "statistics-FvsQ.csv",
     ]
     with (tmp_path / "similarity-FvsQ.csv").open() as file:
         assert len(list(csv.reader(file))) == 1 + 8

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from qatlib import get_raw_features, profile_featuremap
 from qatlib.analysis.parameters import parameters_of
 from qatlib.analysis.profiler import capture_pair
-from qatlib.analysis.statistics import COLUMNS, StatisticsRow, StatisticsTable, statistics_table, write_captures
+from qatlib.analysis.statistics import (
+    COLUMNS,
+    StatisticsRow,
+    StatisticsTable,
+    statistics_of,
+    statistics_table,
+    write_statistics,
+)
 from qatlib.fake.model import set_fake_quantize
 from qatlib.fake.state import FakeQuantState
 from tests.analysis.analysis_nets import Trio
@@ -96,7 +103,9 @@ def test_files_have_the_columns_and_the_inputs_in_both_modes(trio: Trio, tmp_pat
         capture_pair(trio.float_model, trio.fake, list(trio.batches), "FvsQ"),
         capture_pair(trio.fake, trio.integer, list(trio.batches), "QvsQ"),
     ]
-    write_captures(captures, {"QvsQ": parameters_of(trio.fake, quantized=True)}, tmp_path)
+    tables = statistics_of(captures, {"QvsQ": parameters_of(trio.fake, quantized=True)})
+    for mode, one in tables.items():
+        write_statistics(one, mode, tmp_path)
     first = []
     for mode in ("FvsQ", "QvsQ"):
         plain, ordered = (

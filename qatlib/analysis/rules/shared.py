@@ -26,21 +26,18 @@ def calls_disagree(facts: Facts) -> list[Finding]:
     Modules that are fused into one another are told once; those that pass on the format of their input are left out.
     """
     formats = {row.op: row for row in facts.formats}
-    seen: set[tuple[str, ...]] = set()
+    told: set[tuple[str, str]] = set()
     found: list[tuple[float, Finding]] = []
     modules: dict[str, list[CallSite]] = {}
     for site in facts.shared:
         if site.amax and not _passes_on(facts, site):
             modules.setdefault(site.module, []).append(site)
     for module, sites in modules.items():
-        ops = tuple(site.op for site in sites)
-        if len(sites) < 2 or ops in seen:
-            continue
-        seen.add(ops)
         wide, narrow = max(sites, key=_amax), min(sites, key=_amax)
         ratio = _amax(wide) / _amax(narrow)
-        if ratio < APART:
+        if ratio < APART or (wide.op, narrow.op) in told:
             continue
+        told.add((wide.op, narrow.op))
         fixed = [row for site in (wide, narrow) if (row := formats.get(site.op)) and fixed_by_user(row)]
         shared = fixed[1] if len(fixed) == 2 and fixed[0].scale == fixed[1].scale else None
         found.append((ratio, _finding(facts, module, sites, wide, narrow, shared)))
