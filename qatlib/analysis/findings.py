@@ -75,7 +75,9 @@ class Ignored:
 
 @dataclass(frozen=True)
 class Found:
-    """``findings`` errors first; ``notes`` are on records of ``analyze.ignore`` that match nothing."""
+    """``findings`` errors first; ``notes`` are on records of ``analyze.ignore`` that match nothing, and on what
+    ``analyze.sensitivity`` could not measure.
+    """
 
     findings: tuple[Finding, ...] = ()
     ignored: tuple[Ignored, ...] = ()

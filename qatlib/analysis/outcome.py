@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ def publish(
     """
     folder, performance = Path(folder), performance or None
     found = set_aside(run_rules(facts), facts.ignore)
+    if facts.study is not None:
+        found = replace(found, notes=(*found.notes, *facts.study.notes))
     summary = build_summary(facts, found.findings, None if performance is None else performance["latency_us"], expected)
     goals = goal_results(summary, facts)
     captures = tuple(seen for seen in (facts.fvsq, facts.qvsq) if seen is not None)

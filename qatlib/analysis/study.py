@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qatlib.analysis.bad_case import BadCases, find_bad_case
 from qatlib.analysis.conversion_loss import ConversionLoss, bisect_conversion
 from qatlib.analysis.distance import Distance
+from qatlib.analysis.records import Mode, Unmeasured
 from qatlib.analysis.sensitivity import Sensitivity, sensitivity
 from qatlib.analysis.steps import Steps, step_quantization
 from qatlib.atomic import write_csv
+from qatlib.errors import DataError
 from qatlib.pipeline.after_training import float_side
 from qatlib.program import Program
 
@@ -35,19 +37,26 @@ Value = str | int | float | None
 
 @dataclass(frozen=True)
 class Study:
-    """What was asked for; None where it was not. ``bad_cases`` by mode."""
+    """What was asked for; None where it was not. ``bad_cases`` by mode; ``unmeasured`` has the modes without."""
 
     sensitivity: Sensitivity
     steps: Steps | None = None
     conversion: ConversionLoss | None = None
     bad_cases: tuple[tuple[str, BadCases], ...] = ()
+    unmeasured: tuple[Unmeasured, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out and why, a sentence each."""
+        return tuple(f"{one.what} of {one.name} are not measured: {one.why}" for one in self.unmeasured)
 
 
 def study_of(project: Project, section: SensitivityParams) -> Study:
     """Study the model that ships (``artifacts/qat.safetensors`` and ``artifacts/program``) on validation images.
 
     Its reference is that model without rounding. Bad cases are those of the calibrated model against float, and of the
-    Program against fake-quant. Raises as the calls that it makes.
+    Program against fake-quant; where outputs have no row per sample there are none. Otherwise raises as the calls that
+    it makes.
     """
     fake, program = project.load_fake_quant("artifacts/qat.safetensors"), Program.load("artifacts/program")
     data = project.batches("val", section.images, section.batch_size)
@@ -55,16 +64,26 @@ def study_of(project: Project, section: SensitivityParams) -> Study:
     kinds, groups = section.kinds, section.groups
     seen = sensitivity(fake, data, kinds=kinds, parts=section.parts, groups=groups, top=section.top, metric=metric)
     found: list[tuple[str, BadCases]] = []
+    unmeasured: list[Unmeasured] = []
     if section.bad_cases:
         path = "artifacts/calibrated.safetensors"
-        exact, calibrated = float_side(project, path), project.load_fake_quant(path)
-        found.append(("FvsQ", find_bad_case(exact, calibrated, data, "FvsQ", section.bad_cases)))
-        found.append(("QvsQ", find_bad_case(fake, program, data, "QvsQ", section.bad_cases)))
+        pairs: dict[Mode, tuple[Any, Any]] = {
+            "FvsQ": (float_side(project, path), project.load_fake_quant(path)),
+            "QvsQ": (fake, program),
+        }
+        for mode, (reference, other) in pairs.items():
+            try:
+                found.append((mode, find_bad_case(reference, other, data, mode, section.bad_cases)))
+            except DataError as error:
+                if error.code != "QAT218":
+                    raise
+                unmeasured.append(Unmeasured(mode, "bad cases", f"{error.where} {error.seen}"))
     return Study(
         sensitivity=seen,
         steps=step_quantization(fake, data, groups=groups, metric=metric) if section.steps else None,
         conversion=bisect_conversion(fake, program, data, groups=groups, metric=metric) if section.conversion else None,
         bad_cases=tuple(found),
+        unmeasured=tuple(unmeasured),
     )
 
 

@@ -34,6 +34,8 @@ def show(study: Study) -> None:
     for mode, cases in study.bad_cases:
         rows = ", ".join(f"{case.index} ({case.sqnr_db:.1f} dB)" for case in cases.worst)
         console.print(f"worst samples, {mode}: {rows}", highlight=False)
+    for note in study.notes:
+        console.print(note, highlight=False)
 
 
 def _share(trial: Trial | None) -> str:
