@@ -115,8 +115,8 @@ def shown_scale(scales: Sequence[float]) -> float | str | None:
 def row_of(
     index: int, module: str, module_type: str, role: str, seen: Summary | None, scale: float | str | None, dtype: str
 ) -> StatisticsRow:
-    numbers = (seen.min, seen.max, seen.mean, seen.var) if seen else (None,) * 4
-    return StatisticsRow(index, module, module_type, role, *numbers, scale, dtype)
+    low, high, mean, var = (seen.min, seen.max, seen.mean, seen.var) if seen else (None, None, None, None)
+    return StatisticsRow(index, module, module_type, role, low, high, mean, var, scale, dtype)
 
 
 def _roles(inputs: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -70,7 +70,7 @@ def _macs(op: FakeOp, nodes: Mapping[str, Node]) -> int:
     """Multiply-accumulates of one op for one sample: half of torch's count of floating-point operations."""
     params = op.float_params()
     device = next(iter(params.values())).device if params else torch.device("cpu")
-    inputs = [_zeros(nodes[name], device) for name in op.node.inputs]
+    inputs = [zeros_of(nodes[name], device) for name in op.node.inputs]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         if op.node.op != OPAQUE:
             BY_NAME[op.node.op].forward(op.node.attrs, params, *inputs)
@@ -79,6 +79,6 @@ def _macs(op: FakeOp, nodes: Mapping[str, Node]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def _zeros(node: Node, device: torch.device) -> Tensor:
+def zeros_of(node: Node, device: torch.device) -> Tensor:
     """The value of a node for one sample; a size of -k is k times the batch."""
     return torch.zeros([abs(size) for size in node.shape], dtype=_DTYPES[node.content], device=device)

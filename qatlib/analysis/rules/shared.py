@@ -67,9 +67,8 @@ def _finding(
     if shared is None:
         edit = named("model.unshare", [module], facts.unshare)
         title = (
-            f"Calls of one module differ {ratio:.3g}-fold in range. Each has a scale of its own here, so nothing is"
-            f" lost; a tool with one scale for all would lose {bits:.1f} bits. A module for each call shows it to every"
-            " tool"
+            f"Calls of one module differ {ratio:.3g}-fold in range: nothing is lost here, where each has a scale of its"
+            f" own; a tool with one scale for all would lose {bits:.1f} bits"
         )
     else:
         edit = _edit(facts, module, narrow, shared)
