@@ -17,6 +17,8 @@ from qatlib.ops.base import BY_NAME
 APART = 4.0
 """Ratio of output ranges from which one scale for all calls costs the narrowest 2 bits, 12 dB of its SQNR."""
 MOST = 3
+SHOWN = 4
+"""Of a module with more calls, the widest and the narrowest are told."""
 
 
 @rule("QAT025", guide="G22, G23")
@@ -60,7 +62,7 @@ def _finding(
     ratio = _amax(wide) / _amax(narrow)
     bits = math.log2(ratio)
     evidence: dict[str, float | int | str] = {"calls": wide.calls, "ratio": ratio, "bits": bits}
-    for site in sites:
+    for site in sites if len(sites) <= SHOWN else (wide, narrow):
         evidence[f"largest of call {site.call}"] = _amax(site)
         if site.scale is not None:
             evidence[f"scale of call {site.call}"] = site.scale
