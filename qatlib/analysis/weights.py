@@ -62,7 +62,7 @@ def compare_weights(float_model: Any, quantized_model: Any, path: str | Path | N
     be one) an integer model or its Program. ``float_model`` is the user's model, whose batch norms are folded as in the
     quantized one, or a FakeQuantModel, which stands for its weights before rounding; after ``calibrate.equalize`` only
     those are in the same units. Of a trained model the difference is training and rounding together. Raises StateError
-    QAT155 or QAT156 for a model in another form or state, QAT228 for a layer that ``float_model`` lacks or has in
+    QAT155 or QAT156 for a model in another form or state, QAT158 for a layer that ``float_model`` lacks or has in
     another shape.
     """
     import pandas as pd
@@ -122,7 +122,7 @@ def _same_shape(name: str, reference: Mapping[str, Tensor], weight: Parameter) -
     if found is None or found.shape != weight.values.shape:
         seen = "has no weights" if found is None else f"has weights of shape {list(found.shape)}"
         wanted = f"{seen} in float_model and of shape {list(weight.values.shape)} in quantized_model"
-        raise StateError("QAT228", name, wanted, "Compare with the float model that it was prepared from")
+        raise StateError("QAT158", name, wanted, "Compare with the float model that it was prepared from")
     return found.detach().to(weight.values.device)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from qatlib.errors import CheckpointError, ConfigError, QConfigError
+from qatlib.errors import CheckpointError, ConfigError, GraphError, QConfigError
 from qatlib.fake import distributed
 from qatlib.fake.choose import attributes_of
 from qatlib.fake.fake_quant import FakeQuantize
@@ -105,17 +105,17 @@ class Project:
         return self._unshared(self._from_factory())
 
     def _unshared(self, model: nn.Module) -> nn.Module:
-        """Raises ConfigError QAT227 for a match string of ``model.unshare`` that covers no shared module."""
+        """Raises GraphError QAT206 for a match string of ``model.unshare`` that covers no shared module."""
         section = self.config.model
         if not section.unshare:
             return model
         found = shared_modules(model, self.example_inputs)
-        patterns = [Pattern(text, f"model.unshare[{k}]") for k, text in enumerate(section.unshare)]
+        patterns = [Pattern(text, f"model.unshare[{k}] {text!r}") for k, text in enumerate(section.unshare)]
         for pattern in patterns:
             if not any(pattern.covers(name) for name in found):
                 known = ", ".join(f"{name} ({calls} calls)" for name, calls in found.items()) or "none"
                 fix = f"Called several times: {known}. Name one of those, or leave the list empty"
-                raise ConfigError("QAT227", pattern.key, f"{pattern.text!r} covers no module called twice", fix)
+                raise GraphError("QAT206", pattern.key, "covers no module that is called more than once", fix)
         names = [name for name in found if any(pattern.covers(name) for pattern in patterns)]
         return unshare(model, self.example_inputs, names, section.unshare_tied)
 

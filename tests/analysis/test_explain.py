@@ -99,7 +99,7 @@ def test_what_was_found_stands_above_the_page(reports: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "near"),
     [
-        ("QAT025", "QAT023, QAT024, QAT026"),
+        ("QAT042", "QAT037, QAT038, QAT039"),
         ("QATO31", "QAT031"),
         ("??", "QAT001"),
     ],

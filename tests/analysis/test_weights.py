@@ -88,7 +88,7 @@ def test_another_model_and_another_state_are_refused(trio: Trio) -> None:
             super().__init__()
             self.side, self.fc = nn.Conv2d(8, 6, 1), nn.Linear(14, 5)
 
-    with pytest.raises(StateError, match=r"QAT228 side: .*\[6, 8, 1, 1\].*\[4, 8, 1, 1\]"):
+    with pytest.raises(StateError, match=r"QAT158 side: .*\[6, 8, 1, 1\].*\[4, 8, 1, 1\]"):
         compare_weights(Wider().eval(), trio.fake)
     with pytest.raises(StateError, match="QAT155 float_model: is a Net"):
         compare_weights(trio.float_model, trio.integer)

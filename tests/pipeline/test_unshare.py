@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from qatlib.conversion import convert_fx
-from qatlib.errors import ConfigError
+from qatlib.errors import GraphError
 from qatlib.fake.calibrate import calibrate
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
 from qatlib.fake.state import FakeQuantState
@@ -90,7 +90,7 @@ def test_nothing_changes_by_default(folder: Path, unshare: Any) -> None:
 
 @pytest.mark.parametrize("name", ["one", "spare", "hed", "head.con"])
 def test_a_name_that_is_not_called_twice_is_one_error_with_those_that_are(folder: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"QAT227 model\.unshare\[1\].*{name}.*head \(2 calls\), head\.conv") as e:
+    with pytest.raises(GraphError, match=rf"QAT206 model\.unshare\[1\] '{name}': .*head \(2 calls\), head\.conv") as e:
         _ = project(["head", name]).float_model
     assert "head.act (4 calls)" in str(e.value)
 
