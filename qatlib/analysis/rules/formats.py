@@ -21,7 +21,7 @@ FEW_BITS = 10.0
 """Weights of 16 bits that use fewer than this cost twice the memory of 8 bits for little."""
 
 
-@rule("QAT027", guide="G22, G27")
+@rule("QAT027", guide="G27")
 def fixed_scale_does_not_fit(facts: Facts) -> list[Finding]:
     findings = []
     for row in facts.formats:
