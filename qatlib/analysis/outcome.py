@@ -78,6 +78,8 @@ def publish(
     write_tables(facts.ops, folder / "tables.csv")
     write_unfused(facts.unfused, folder / "fuse.csv")
     write_study(facts.study, folder / "analyze")
-    shown = ReportData(found, captures, summary, goals, performance, facts.ops, facts.unfused, facts.study)
+    shown = ReportData(
+        found, captures, summary, goals, performance, facts.ops, facts.unfused, facts.study, facts.shared
+    )
     write_report(folder / "profiler.html", shown)
     return Outcome(summary, found, goals)

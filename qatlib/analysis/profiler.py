@@ -103,11 +103,11 @@ def model_profiler(
     findings = run_rules(facts)
     fake, exact = (model2, model1) if mode == "FvsQ" else (model1, None)
     exact = exact if isinstance(exact, FakeQuantModel) else None
-    parameters = parameters_of(fake, quantized=mode == "QvsQ", exact=exact)
+    parameters = parameters_of(fake, quantized=mode != "FvsQ", exact=exact)
     write_similarity(seen, Path(out_dir))
     write_statistics(statistics_table(seen, parameters), mode, Path(out_dir))
     write_report(
         Path(out_dir) / "profiler.html",
-        ReportData(found=Found(findings), captures=(seen,), ops=facts.ops, unfused=facts.unfused),
+        ReportData(found=Found(findings), captures=(seen,), ops=facts.ops, unfused=facts.unfused, calls=facts.shared),
     )
     return findings

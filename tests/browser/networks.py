@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qatlib.analysis.call_sites import shared_calls
 from qatlib.analysis.findings import Finding, Found
 from qatlib.analysis.op_facts import program_facts
 from qatlib.analysis.profiler import capture_pair
@@ -64,6 +65,7 @@ def small() -> ReportData:
         goal_results(summary, facts),
         ops=program_facts(integer.program),
         study=CLEAN.study,
+        calls=shared_calls(captures[0], fake.graph),
     )
 
 

@@ -111,6 +111,14 @@ def test_calls_of_shared_modules_are_ringed(opened: Open) -> None:
     assert red > 2 * max(green, blue)
 
 
+def test_calls_of_shared_modules_are_red_in_every_table(opened: Open) -> None:
+    page = opened()
+    for table in ("FvsQ", "QvsQ", "calls"):
+        red = page.locator(f"#{table} td.shared a").all_text_contents()
+        assert {name.split(" (")[0] for name in red} == {"down", "head"}, table
+    assert page.locator("#calls tbody tr").count() == 5
+
+
 def test_a_composite_is_one_op_until_it_is_unfolded(opened: Open) -> None:
     page = opened()
     whole = page.locator(f"{CANVAS} a", has_text="8 steps")

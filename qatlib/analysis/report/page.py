@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from qatlib.analysis.call_sites import CallSite
 from qatlib.analysis.findings import Found, severity_counts
 from qatlib.analysis.goals import GoalResult
 from qatlib.analysis.op_facts import OpFact
@@ -19,6 +20,7 @@ from qatlib.analysis.report.names import Ops, finding_anchors, ops_of
 from qatlib.analysis.report.plots import CEILING_DB
 from qatlib.analysis.report.sections import (
     OpTable,
+    call_table,
     capture_table,
     fuse_table,
     linked,
@@ -45,7 +47,7 @@ class ReportData:
 
     ``summary`` is the content of summary.json, ``performance`` that of a compile estimate (``Performance.to_dict()``),
     ``ops`` the facts of the Program, whose tables are listed, ``unfused`` what fusion left alone, ``study`` what
-    ``analyze.sensitivity`` asked for.
+    ``analyze.sensitivity`` asked for, ``calls`` those of modules that are called several times.
     """
 
     found: Found = field(default_factory=Found)
@@ -56,6 +58,7 @@ class ReportData:
     ops: Sequence[OpFact] = ()
     unfused: Sequence[Unfused] = ()
     study: Study | None = None
+    calls: Sequence[CallSite] = ()
     title: str = "Quantization report"
 
 
@@ -93,6 +96,8 @@ def _tables(data: ReportData, ops: Ops) -> list[OpTable]:
     tables = [capture_table(capture, ops) for capture in data.captures]
     if tables_of(data.ops):
         tables.append(table_table(data.ops))
+    if data.calls:
+        tables.append(call_table(data.calls))
     if data.unfused:
         tables.append(fuse_table(data.unfused))
     if data.study is not None:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from qatlib.analysis.call_sites import CallSite
 from qatlib.analysis.op_facts import OpFact
 from qatlib.analysis.records import STAGES_OF, Capture
-from qatlib.analysis.report.names import Ops, anchor
+from qatlib.analysis.report.names import Ops, address, anchor
 from qatlib.analysis.report.plots import depth_plot
 from qatlib.analysis.report.study import (
     SHOWN,
@@ -20,6 +21,8 @@ from qatlib.analysis.report.study import (
 )
 from qatlib.analysis.report.tables import (
     Cell,
+    call_cells,
+    call_columns,
     fuse_columns,
     op_cells,
     op_columns,
@@ -106,6 +109,18 @@ def fuse_table(rows: Sequence[Unfused]) -> OpTable:
     )
 
 
+def call_table(sites: Sequence[CallSite]) -> OpTable:
+    return OpTable(
+        anchor="calls",
+        link="Calls",
+        title="Modules that are called several times",
+        note="Every call has a scale of its own here. The last column is red where a call has less than a quarter of"
+        " the widest one's range: with one scale for all it would lose two bits or more.",
+        columns=call_columns(),
+        rows=[call_cells(site) for site in sites],
+    )
+
+
 def study_tables(study: Study) -> list[OpTable]:
     seen, steps, lost = study.sensitivity, study.steps, study.conversion
     columns, rows = sensitivity_table(seen)
@@ -171,12 +186,17 @@ def perf_table(performance: Mapping[str, Any]) -> OpTable:
 
 
 def linked(table: OpTable, ops: Ops) -> OpTable:
-    """The same table with a link at the name of each op, which is in its first column of words."""
+    """The same table with a link at the name of each op, which is in its first column of words.
+
+    Names of modules that are called several times are red.
+    """
     if not table.rows:
         return table
     column = next(i for i, cell in enumerate(table.rows[0]) if isinstance(cell.key, str))
-    rows = [
-        [replace(cell, link=ops.link(cell.name or cell.text)) if i == column else cell for i, cell in enumerate(row)]
-        for row in table.rows
-    ]
+
+    def named(cell: Cell) -> Cell:
+        found = ops.find(cell.name or cell.text)
+        return replace(cell, link=address(found[0]), red=bool(ops.first[found[0]].call)) if found else cell
+
+    rows = [[named(cell) if i == column else cell for i, cell in enumerate(row)] for row in table.rows]
     return replace(table, rows=rows)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qatlib.analysis.call_sites import APART, CallSite
 from qatlib.analysis.op_facts import OpFact
 from qatlib.analysis.records import OpRecord
 from qatlib.atomic import write_csv
@@ -17,7 +18,8 @@ from qatlib.atomic import write_csv
 class Cell:
     """``key`` is a number for numeric columns (None sorts last), else text. ``hint`` is shown on hover.
 
-    ``name`` of an op, where ``text`` is none, and ``link`` its address in the page.
+    ``name`` of an op, where ``text`` is none, and ``link`` its address in the page. ``red`` marks what has to do with
+    modules that are called several times.
     """
 
     text: str
@@ -25,6 +27,7 @@ class Cell:
     hint: str = ""
     name: str = ""
     link: str = ""
+    red: bool = False
 
 
 def show(value: object, digits: int = 4) -> str:
@@ -151,6 +154,35 @@ def fuse_columns() -> tuple[tuple[str, str], ...]:
         ("Why not", "What is in the way"),
         ("Change", "Edit of the model; empty where nothing is to be gained"),
         ("Line", "Line of the model's source"),
+    )
+
+
+def call_columns() -> tuple[tuple[str, str], ...]:
+    return (
+        ("Module", "Module that is called several times"),
+        ("Type", "Its type"),
+        ("Call", "Which call, of how many"),
+        ("Op", "What computes the call"),
+        ("Input min", "Smallest input, in float; a dash for what comes later in a fused op"),
+        ("Input max", "Largest input"),
+        ("Min", "Smallest output of the op, in float"),
+        ("Max", "Largest output of the op"),
+        ("qscale", "Output scale of this call"),
+        ("Of the widest", "Largest magnitude over that of the widest call"),
+    )
+
+
+def call_cells(site: CallSite) -> tuple[Cell, ...]:
+    ranges = (site.input_min, site.input_max, site.output_min, site.output_max)
+    apart = site.ratio is not None and site.ratio * APART < 1
+    return (
+        Cell(site.module, site.module, name=site.op),
+        Cell(site.type.rpartition(".")[2], site.type, site.type),
+        Cell(f"{site.call} of {site.calls}", float(site.call)),
+        Cell(site.op, site.op),
+        *(number(value) for value in ranges),
+        number(site.scale, 6),
+        replace(number(site.ratio), red=apart),
     )
 
 

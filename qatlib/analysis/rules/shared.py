@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import qatlib.ops  # noqa: F401 registers the operators
-from qatlib.analysis.call_sites import CallSite
+from qatlib.analysis.call_sites import APART, CallSite
 from qatlib.analysis.edits import Edit, named
 from qatlib.analysis.facts import Facts
 from qatlib.analysis.findings import Finding, Severity
@@ -14,8 +14,6 @@ from qatlib.analysis.rules.formats import fixed_by_user, rescale
 from qatlib.fake.formats import FormatRow
 from qatlib.ops.base import BY_NAME
 
-APART = 4.0
-"""Ratio of output ranges from which one scale for all calls costs the narrowest 2 bits, 12 dB of its SQNR."""
 MOST = 3
 SHOWN = 4
 """Of a module with more calls, the widest and the narrowest are told."""
