@@ -175,6 +175,8 @@ def test_the_page_and_tables_of_cvsq(trio: Trio, tmp_path: Path) -> None:
         "profiler.html",
         "similarity-CvsQ.csv",
         "similarity-CvsQ-by-op-error.csv",
+        "statistics-CvsQ.csv",
+        "statistics-CvsQ-by-range.csv",
     }
 
 
