@@ -1,7 +1,8 @@
 """``qatlib init``: the pipeline laid out in a repository of the user's.
 
 ``params.yaml`` and ``dvc.yaml`` are made of those at the root of this repository, to which links in this folder lead (a
-wheel holds the files), so that there is one list of keys and one of stages. This module imports no torch.
+wheel holds the files), so that there is one list of keys and one of stages. That to ``dvc.yaml`` has another name, for
+DVC takes every file of that name for a pipeline. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def pipeline_text(lock: str | None, more: Sequence[str] = ()) -> str:
     ``lock`` pins the environment, if anything does; ``more`` are files, beside those of model and data, that every
     stage watches.
     """
-    lines = (TEMPLATES / "dvc.yaml").read_text(encoding="utf-8").splitlines()
+    lines = (TEMPLATES / "pipeline.yaml").read_text(encoding="utf-8").splitlines()
     start = lines.index("stages:")
     head = ["# float_check → calibrate → qat → convert → compile_sim → analyze, run by the installed qatlib."]
     head += ["# Every knob is in params.yaml."]

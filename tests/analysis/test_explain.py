@@ -131,8 +131,8 @@ def test_a_wheel_holds_pages_and_scaffold_and_without_pages_one_message_says_so(
         archive.extractall(tmp_path / "installed")
     pages = tmp_path / "installed/qatlib/pages"
     assert not any(path.is_symlink() for path in pages.rglob("*"))
-    for name in ("params.yaml", "dvc.yaml"):
-        assert (tmp_path / "installed/qatlib/scaffold" / name).read_bytes() == (ROOT / name).read_bytes()
+    for name, source_name in (("params.yaml", "params.yaml"), ("pipeline.yaml", "dvc.yaml")):
+        assert (tmp_path / "installed/qatlib/scaffold" / name).read_bytes() == (ROOT / source_name).read_bytes()
     for code in (*RULES, *(code for code, *_ in ERRORS)):
         assert page(code, pages) == page(code, PAGES)
     shutil.rmtree(pages)
