@@ -221,7 +221,9 @@ def test_scales_are_limited_to_what_six_needs(folder: Path) -> None:
 
 
 def test_relu6_that_names_no_relu(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"QAT102 qat.relu6\[0\]: 'head' matches nothing; known are stem, relu"):
+    with pytest.raises(
+        ConfigError, match=r"QAT102 qat.relu6\[0\]: 'head' matches nothing; known are stem, hidden, relu"
+    ):
         project(relu6=["head"]).resolve_relu6()
     with pytest.raises(ConfigError, match=r"QAT102 qat.relu6\[1\]: 'hiden' matches nothing; did you mean 'hidden'"):
         project(relu6=["stem", "hiden"]).resolve_relu6()
