@@ -11,7 +11,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch.fx.experimental.optimization import fuse
 
 from bench.litert import litert
 from bench.rivals import Int64Emulator, fbgemm, onnx_runtime
+from bench.timing import interleaved, table
 from qatlib.conversion import to_program
 from qatlib.emulator import Emulator
 from qatlib.fake.calibrate import calibrate
@@ -74,20 +74,6 @@ def folded(model: nn.Module) -> nn.Module:
     """The model with batch norms folded by torch's own pass, which traces; without any, the model itself."""
     has_norms = any(isinstance(part, nn.BatchNorm2d) for part in model.modules())
     return fuse(model) if has_norms else model
-
-
-def interleaved(
-    sides: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, list[float]]:
-    """Seconds of every run of every side, after one run that is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        for name, run in sides.items():
-            start = clock()
-            run()
-            if number:
-                times[name].append(clock() - start)
-    return times
 
 
 def channels_last(model: nn.Module) -> nn.Module:
@@ -153,15 +139,6 @@ def _peak_kib() -> int:
     with open("/proc/self/status") as status:  # noqa: PTH123
         found = next((line for line in status if line.startswith("VmHWM")), None)
     return int(found.split()[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def table(title: str, rows: dict[str, dict[str, float]]) -> None:
-    """One row a side, one column a net, as Markdown."""
-    sides = list(dict.fromkeys(side for row in rows.values() for side in row))
-    click.echo(f"\n{title}\n\n| | {' | '.join(rows)} |\n|---|{'---|' * len(rows)}")
-    for side in sides:
-        cells = (f"{row[side]:.3g}" if side in row else "" for row in rows.values())
-        click.echo(f"| {side} | {' | '.join(cells)} |")
 
 
 @click.command()

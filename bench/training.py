@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.emulator import interleaved, table
+from bench.timing import interleaved, table
 from qatlib.fake.batch_norm import keep_batch_norms
 from qatlib.fake.calibrate import calibrate
 from qatlib.fake.exact import ExactForward

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from bench.analysis.ours import Made, make
 from bench.analysis.rivals import ALONE, EACH, Side, available
-from bench.emulator import interleaved, table
 from bench.models import mobilenet_v2
+from bench.timing import interleaved, table
 from qatlib.analysis.profiler import capture_pair
 from qatlib.analysis.taylor import rank_correlation
 
