@@ -74,6 +74,7 @@ class Add(Elementwise):
     """``a + alpha * b`` (attribute ``alpha``, 1 unless given)."""
 
     name = "add"
+    operation = "add"
     takes_clamp = True
     functions: ClassVar[tuple[Callable[..., Any], ...]] = (torch.add, operator.add, operator.iadd)
     methods: ClassVar[tuple[str, ...]] = ("add", "add_", "__add__", "__radd__")

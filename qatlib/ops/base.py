@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from torch import Tensor, nn
 
 from qatlib.errors import GraphError, ProgramError
+from qatlib.ops.work import Form, Operation, Work, size_of
 from qatlib.program import Op, Program, Value
 from qatlib.qtype import limits
 
@@ -172,6 +173,9 @@ class Operator(ABC):
     """True if the output has the format of the first input: bits are moved or clamped, never rescaled."""
     takes_clamp: ClassVar[bool] = False
     """True if a relu after it can be its output clamp (attribute ``clamp``)."""
+    form: ClassVar[Form] = "elements"
+    """What the work of its ops looks like: see :class:`qatlib.ops.work.Work`."""
+    operation: ClassVar[Operation] = ""
 
     # -- left of the Program -------------------------------------------------------------------------------------
 
@@ -260,6 +264,13 @@ class Operator(ABC):
             input_bytes=sum(value.bytes() for value in program.in_values(op)),
             output_bytes=out.bytes(),
         )
+
+    def work(self, op: Op, program: Program) -> Work:
+        """The shape of the work of one sample. The default is :attr:`form` from the first input to the output."""
+        inputs = program.in_values(op)
+        overlays = tuple(range(len(inputs))) if self.form == "elements" else ()
+        sizes = size_of(inputs[0] if inputs else program.values[op.output]), size_of(program.values[op.output])
+        return Work(self.form, *sizes, operation=self.operation, overlays=overlays)
 
     # -- registry ------------------------------------------------------------------------------------------------
 

@@ -49,6 +49,7 @@ def _aligned(call: Call, refs: Sequence[Ref], axis: int) -> tuple[Ref, ...]:
 
 class Cat(Operator):
     name = "cat"
+    form = "copy"
     functions = (torch.cat, torch.concat, torch.concatenate)
 
     def trace(self, call: Call) -> Traced:

@@ -11,7 +11,8 @@ from qatlib.integer import Geometry, Product, convolve, float_convolve
 from qatlib.ops.base import Attrs, Call, Traced
 from qatlib.ops.dense import Dense
 from qatlib.ops.pad import pad_steps
-from qatlib.program import Op
+from qatlib.ops.work import Work, image_pair, size_of
+from qatlib.program import Op, Program
 
 if TYPE_CHECKING:
     from qatlib.export.graph import Array, Graph
@@ -104,3 +105,24 @@ class Conv(Dense):
 
     def export_product(self, attrs: Attrs, x: str, weight: str, bias: str, graph: Graph) -> str:
         return graph.node("Conv", x, weight, bias, **_onnx_geometry(attrs))
+
+    def work(self, op: Op, program: Program) -> Work:
+        """A group of several channels is a repetition."""
+        weight, groups = program.constant(op, "weight"), op.attrs["groups"]
+        (rows, columns, inputs), out = size_of(program.in_values(op)[0]), size_of(program.values[op.output])
+        own, times = groups > 1 and weight.shape[1] == 1, 1
+        if groups > 1 and not own:
+            inputs, out, times = inputs // groups, (*out[:2], out[2] // groups), groups
+        kernel, stride, dilation = map(image_pair, (weight.shape[2:], op.attrs["stride"], op.attrs["dilation"]))
+        overlays = tuple(range(1, len(op.inputs)))
+        return Work(
+            "sums",
+            (rows, columns, inputs),
+            out,
+            kernel,
+            stride,
+            dilation,
+            own_channel=own,
+            times=times,
+            overlays=overlays,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from qatlib.integer import Geometry, Product, convolve
 from qatlib.ops.base import Attrs, Call, Cost, Ref, Traced
 from qatlib.ops.conv import spread
 from qatlib.ops.dense import Dense
+from qatlib.ops.work import Work, image_pair, size_of
 from qatlib.program import Op, Program
 
 if TYPE_CHECKING:
@@ -148,6 +150,16 @@ class ConvTranspose(Dense):
         outputs = program.constant(op, "weight")[:, 0].numel() // op.attrs["groups"]
         macs = program.in_values(op)[0].elements() * outputs
         return Cost(macs, base.vector_ops, base.weight_bytes, base.input_bytes, base.output_bytes)
+
+    def work(self, op: Op, program: Program) -> Work:
+        """The convolution of stride 1 whose channels hold all outputs between two inputs: the phases side by side."""
+        weight, stride, groups = program.constant(op, "weight"), image_pair(op.attrs["stride"]), op.attrs["groups"]
+        kernel = image_pair(weight.shape[2:])
+        (rows, columns, inputs), out = size_of(program.in_values(op)[0]), size_of(program.values[op.output])
+        sizes = -(-out[0] // stride[0]), -(-out[1] // stride[1]), out[2] * math.prod(stride) // groups
+        taps = -(-kernel[0] // stride[0]), -(-kernel[1] // stride[1])
+        overlays = tuple(range(1, len(op.inputs)))
+        return Work("sums", (rows, columns, inputs // groups), sizes, taps, times=groups, overlays=overlays)
 
 
 def _swap(weight: Tensor, groups: int) -> Tensor:

@@ -63,6 +63,7 @@ class GridSample(Operator):
     """
 
     name = "grid_sample"
+    form = "warp"
     functions = (F.grid_sample, torch.grid_sampler, warp)
     keeps_scale = True
 

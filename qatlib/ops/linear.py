@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from qatlib.integer import Product
 from qatlib.ops.base import Attrs, Call, Traced
 from qatlib.ops.dense import Dense
-from qatlib.program import Op
+from qatlib.ops.work import Work, rows_of
+from qatlib.program import Op, Program
 
 if TYPE_CHECKING:
     from qatlib.export.graph import Array, Graph
@@ -51,3 +52,7 @@ class Linear(Dense):
 
     def export_product(self, attrs: Attrs, x: str, weight: str, bias: str, graph: Graph) -> str:
         return graph.node("Add", graph.node("MatMul", x, graph.node("Transpose", weight, perm=[1, 0])), bias)
+
+    def work(self, op: Op, program: Program) -> Work:
+        sizes = rows_of(program.in_values(op)[0]), rows_of(program.values[op.output])
+        return Work("sums", *sizes, overlays=tuple(range(1, len(op.inputs))))

@@ -17,6 +17,7 @@ from qatlib.factors import lone_factor
 from qatlib.integer import EXACT_FLOAT32, EXACT_FLOAT64, INT32, Requantizer, Route
 from qatlib.ops.base import Attrs, Call, Cost, Format, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.composite import Composite
+from qatlib.ops.work import Work
 from qatlib.program import Op, Program
 
 if TYPE_CHECKING:
@@ -90,6 +91,11 @@ class MatMul(Operator):
         base = super().cost(op, program)
         macs = program.values[op.output].elements() * program.in_values(op)[0].shape[-1]
         return Cost(macs, 0, base.weight_bytes, base.input_bytes, base.output_bytes)
+
+    def work(self, op: Op, program: Program) -> Work:
+        """One product of two matrices for each place along the other axes."""
+        summed, (*outer, rows, columns) = program.in_values(op)[0].sizes()[-1], program.values[op.output].sizes()
+        return Work("sums", (1, rows, summed), (1, rows, columns), times=math.prod(outer), factor=1)
 
     # -- ONNX ----------------------------------------------------------------------------------------------------
 

@@ -69,6 +69,7 @@ def quotient(call: Call, a: Any, b: Any) -> Any:
 
 class Mul(Elementwise):
     name = "mul"
+    operation = "mul"
     takes_clamp = True
     functions: ClassVar[tuple[Callable[..., Any], ...]] = (torch.mul, torch.multiply, operator.mul, operator.imul)
     methods: ClassVar[tuple[str, ...]] = ("mul", "mul_", "multiply", "multiply_", "__mul__", "__rmul__")

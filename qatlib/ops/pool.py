@@ -17,6 +17,7 @@ from qatlib.integer import EXACT_FLOAT32, INT32, Requantizer, pad
 from qatlib.ops.base import Attrs, Call, Cost, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.clamp import export_clamp
 from qatlib.ops.conv import spread
+from qatlib.ops.work import Work, image_pair, size_of
 from qatlib.program import Op, Program
 
 if TYPE_CHECKING:
@@ -119,10 +120,20 @@ class MaxPool(Operator):
     def cost(self, op: Op, program: Program) -> Cost:
         return _pool_cost(super().cost(op, program), op)
 
+    def work(self, op: Op, program: Program) -> Work:
+        return _pool_work(op, program)
+
 
 def _pool_cost(base: Cost, op: Op) -> Cost:
     taps = math.prod(op.attrs["kernel"])
     return Cost(0, base.vector_ops * taps, base.weight_bytes, base.input_bytes, base.output_bytes)
+
+
+def _pool_work(op: Op, program: Program) -> Work:
+    sizes = size_of(program.in_values(op)[0]), size_of(program.values[op.output])
+    kernel, stride = image_pair(op.attrs["kernel"]), image_pair(op.attrs["stride"])
+    dilation = image_pair(op.attrs.get("dilation", [1]))
+    return Work("windows", *sizes, kernel, stride, dilation, own_channel=True)
 
 
 def _requantized_mean(low: Lowering, kind: str, attrs: dict[str, Any], divisors: Tensor) -> None:
@@ -282,6 +293,9 @@ class AvgPool(Operator):
     def cost(self, op: Op, program: Program) -> Cost:
         return _pool_cost(super().cost(op, program), op)
 
+    def work(self, op: Op, program: Program) -> Work:
+        return _pool_work(op, program)
+
 
 def _adaptive(call: Call) -> dict[str, Any]:
     found = _settings(call, "output_size")
@@ -299,6 +313,7 @@ class AdaptiveMaxPool(Operator):
     """Windows of equal size become a ``max_pool``."""
 
     name = "adaptive_max_pool"
+    form = "reduction"
     modules = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
     functions = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
     keeps_scale = True
@@ -355,6 +370,7 @@ class AdaptiveAvgPool(Operator):
     """Windows of equal size become an ``avg_pool``; unequal ones are summed one by one."""
 
     name = "adaptive_avg_pool"
+    form = "reduction"
     modules = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
     functions = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
 

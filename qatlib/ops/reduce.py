@@ -51,6 +51,7 @@ class Sum(Operator):
     """``sum(x over axes) / divisor``: a sum, or a mean. Attributes ``axes``, ``keepdim``, ``divisor``."""
 
     name = "sum"
+    form = "reduction"
     functions = (torch.sum, torch.mean)
     methods = ("sum", "mean")
 
@@ -134,6 +135,7 @@ class Extreme(Operator):
     """Largest or smallest element over axes; a code of the input. Attributes ``axes``, ``keepdim``."""
 
     keeps_scale = True
+    form = "reduction"
     compute: ClassVar[Callable[..., Tensor]]
     onnx: ClassVar[str]
 

@@ -46,6 +46,7 @@ class ResizeNearest(Operator):
     """Nearest neighbours; ``index`` holds per spatial axis the input position of every output position."""
 
     name = "resize_nearest"
+    form = "resize"
     modules = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
     functions = (F.interpolate, F.upsample, F.upsample_nearest, F.upsample_bilinear)
     keeps_scale = True
@@ -105,6 +106,7 @@ class ResizeLinear(Operator):
     """Linear and cubic interpolation, axis by axis; ``weights`` holds one matrix ``[out, in]`` per spatial axis."""
 
     name = "resize_linear"
+    form = "resize"
     keeps_scale = True
 
     def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:

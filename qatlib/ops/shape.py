@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from qatlib.ops.base import Attrs, Call, Cost, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.composite import Composite
+from qatlib.ops.work import Form
 from qatlib.program import Op, Program
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Movement(Operator):
     """Bits are moved, format and content stay: the integer kernel is the float function, with the same attributes."""
 
     keeps_scale = True
+    form: ClassVar[Form] = "copy"
     onnx: ClassVar[str]
 
     def lower(self, low: Lowering) -> None:
@@ -61,6 +63,7 @@ class Reshape(Movement):
     """The target shape is that of the traced output, so ``view(x.size(0), -1)`` and ``flatten(1)`` are the same."""
 
     name = "reshape"
+    form = "view"
     modules = (nn.Flatten, nn.Unflatten)
     functions = (torch.flatten, torch.ravel, torch.reshape, torch.squeeze, torch.unflatten, torch.unsqueeze)
     methods = (

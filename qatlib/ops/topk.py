@@ -36,6 +36,8 @@ def _keywords(call: Call) -> Call:
 class _Positions(Operator):
     """int32 positions along attribute ``axis``."""
 
+    form = "reduction"
+
     def lower(self, low: Lowering) -> None:
         low.emit(self.name, dict(low.attrs))
 

@@ -136,6 +136,7 @@ class Unary(Operator):
 
     name = "unary"
     kinds = ("table",)
+    operation = "table"
     modules = tuple(target for target in NAMES if isinstance(target, type))
     functions = tuple(target for target in NAMES if not isinstance(target, type | str))
     methods = tuple(target for target in NAMES if isinstance(target, str))
