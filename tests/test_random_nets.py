@@ -51,8 +51,8 @@ def permissive() -> Target:
     rule = {"inputs": every, "outputs": every, "weights": ["int8", "int16"]}
     document["ops"] = {kind: rule for kind in kinds if kind not in ("quantize", "dequantize", "float_op")}
     document["multiplier_bits"] = 21
-    for unit, key in (("mac_array", "macs_per_cycle"), ("vector_unit", "elements_per_cycle")):
-        document[unit][key] = dict.fromkeys(every, 16) if unit == "vector_unit" else {"int8": 16, "int16": 8}
+    document["mac_array"]["int16"] = 2.0
+    document["vector_unit"]["elements_per_cycle"] = dict.fromkeys(every, 16)
     return Target.model_validate(document)
 
 

@@ -17,9 +17,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from qatlib.atomic import Contents, atomic_folder, write_json
+from qatlib.compiler.job import Job, describe
 from qatlib.compiler.legalize import check_model
 from qatlib.compiler.machine import Machine
-from qatlib.compiler.memory import MemoryPlan, constants, misfit, plan_memory
+from qatlib.compiler.memory import MemoryPlan, constants, misfit, plan
 from qatlib.compiler.perf import Performance, estimate
 from qatlib.compiler.steps import Step, Unit, order_steps
 from qatlib.compiler.target import Target, load_target
@@ -27,7 +28,7 @@ from qatlib.emulator import Emulator
 from qatlib.errors import CompileError, ProgramError
 from qatlib.program import Program, Value
 
-SCHEMA: Literal[1] = 1
+SCHEMA: Literal[2] = 2
 CONTENTS = Contents(("executable.json", "refused.json"), ("program", "performance.json"))
 """``refused.json`` is what the pipeline writes in the place of an Executable that the target refuses."""
 _ARENA_BYTES = 1 << 25
@@ -55,7 +56,7 @@ class Executable:
         batch = max((_batch(program.values[name], x) for name, x in carriers.items()), default=0)
         if batch == 0:
             raise ProgramError("QAT180", "inputs", "hold no sample", "Give at least one")
-        planned = self.memory.sram.peak_bytes + self.memory.dram.peak_bytes
+        planned = sum(use.peak_bytes for use in (self.memory.sram, self.memory.dram, self.memory.rows))
         boundary = [program.values[name] for name in (*program.inputs, *program.outputs)]
         whole = any(_batch_axis(value)[1] > 1 for value in boundary)  # there samples need not lie one after the other
         step = batch if whole else max(1, _ARENA_BYTES // max(1, planned))
@@ -134,10 +135,11 @@ class Executable:
         steps = {step.op.name: step for step in order_steps(program)}
         if sorted((r.op, r.unit) for r in document.steps) != sorted((s.op.name, s.unit) for s in steps.values()):
             raise CompileError("QAT189", str(path), "names other ops than its Program", again)
-        broken = misfit(document.memory, program, document.target)
+        ordered = tuple(steps[record.op] for record in document.steps)
+        broken = misfit(document.memory, program, ordered, document.target)
         if broken:
             raise CompileError("QAT189", str(path), broken, again)
-        return _assemble(program, document.target, tuple(steps[r.op] for r in document.steps), document.memory)
+        return _assemble(describe(program, ordered, document.target), document.memory)
 
 
 class _StepRecord(BaseModel):
@@ -148,7 +150,7 @@ class _StepRecord(BaseModel):
 
 class _Document(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     target: Target
     steps: list[_StepRecord]
     memory: MemoryPlan
@@ -167,12 +169,12 @@ def compile_model(program: Program, target: Target | str | Path) -> Executable:
         listed = "".join(f"\n  {violation}" for violation in violations)
         fix = f"Change these in qconfig or the model, or compile for a target other than {target.name}"
         raise CompileError(violations[0].code, f"target {target.name}", f"refuses the Program, {count}:{listed}", fix)
-    steps = order_steps(program)
-    return _assemble(program, target, steps, plan_memory(program, steps, target))
+    job = describe(program, order_steps(program), target)
+    return _assemble(job, plan(job))
 
 
-def _assemble(program: Program, target: Target, steps: tuple[Step, ...], memory: MemoryPlan) -> Executable:
-    return Executable(program, target, steps, memory, estimate(program, steps, memory, target))
+def _assemble(job: Job, memory: MemoryPlan) -> Executable:
+    return Executable(job.program, job.target, job.steps, memory, estimate(job, memory))
 
 
 def _batch(value: Value, x: Tensor) -> int:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import qatlib.ops  # noqa: F401  (fills the registry)
-from qatlib.compiler.perf import mac_dtype
 from qatlib.compiler.steps import is_host
 from qatlib.compiler.target import OpRule, Target
+from qatlib.compiler.tasks import mac_dtype
 from qatlib.ops.base import BY_KIND
 from qatlib.program import Op, Program
 from qatlib.qtype import BYTES
@@ -92,8 +92,8 @@ def _dtypes(op: Op, program: Program, rule: OpRule, target: Target) -> Iterator[
             yield f"has {weight} weights; {_allowed('weights', rule.weights)}", _use(weight, rule.weights)
     if BY_KIND[op.kind].cost(op, program).macs:
         wide = mac_dtype(op, program)
-        if wide in (*rule.inputs, *rule.weights) and target.mac_array.macs_per_cycle.of(wide) is None:
-            yield f"multiplies {wide}; the MAC array has no rate for it", _use(wide, ("int8",))
+        if wide in (*rule.inputs, *rule.weights) and target.mac_array.slowdown(wide) is None:
+            yield f"multiplies {wide}; the MAC array does not take it", _use(wide, ("int8",))
 
 
 def _allowed(what: str, dtypes: Sequence[str]) -> str:

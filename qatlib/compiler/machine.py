@@ -20,7 +20,7 @@ TORCH_DTYPE = {"int8": torch.int8, "int16": torch.int16, "int32": torch.int32}
 
 
 class Machine:
-    """SRAM and DRAM arenas of the sizes that the plan reaches, poisoned.
+    """Arenas of the sizes that the plan reaches, poisoned.
 
     For ``batch`` samples at once every size and offset of the plan is multiplied by ``batch``: buffers that share bytes
     in the plan share them here, and only those. A value without a batch axis fills the first part of its place.
@@ -30,7 +30,10 @@ class Machine:
         self._values, self._plan, self._batch = program.values, plan, batch
         self._buffers = sorted({place.buffer for place in plan.places.values()})
         self._number = {name: i for i, name in enumerate(self._buffers)}
-        sizes: dict[Arena, int] = {"sram": plan.sram.peak_bytes * batch, "dram": plan.dram.peak_bytes * batch}
+        peaks: dict[Arena, int] = {
+            "sram": plan.sram.peak_bytes, "dram": plan.dram.peak_bytes, "rows": plan.rows.peak_bytes,
+        }  # fmt: skip
+        sizes = {arena: peak * batch for arena, peak in peaks.items()}
         self._bytes = {arena: torch.full((size,), POISON, dtype=torch.uint8) for arena, size in sizes.items()}
         self._owner = {arena: torch.full((size,), _NOBODY, dtype=torch.int32) for arena, size in sizes.items()}
 

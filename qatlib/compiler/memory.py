@@ -1,44 +1,29 @@
-"""Where each value lives: lifetimes, a best-fit packing of SRAM, and what is spilled to DRAM. Batch 1.
+"""Where each value lives: lifetimes, what stays in the SRAM, and a best-fit packing of both arenas. Batch 1.
 
 What a ``constant`` op writes stays among the weights and takes part in none of this. Values that share bytes (a reshape
-and what it reads) form one buffer. Buffers are placed largest first, each in the smallest gap that holds it and is free
-during its whole life; a buffer for which SRAM has no such gap goes to DRAM, where the same rule applies without a
-limit. Largest first keeps the spilled bytes, and with them the DRAM traffic, low; ties go to the earlier, then to the
-name, so equal Programs get equal plans.
+and what it reads, an element-wise result and the operand in whose place it is written) form one buffer. Which buffers
+the SRAM holds, with the weights that are staged there and the rows that pass through it, :mod:`.placement` chooses.
+Buffers of an arena are placed largest first, each in the smallest gap that holds it and is free during its whole life;
+ties go to the earlier, then to the name, so equal Programs get equal plans. What then finds no gap goes to DRAM.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from qatlib.compiler.job import Job, describe
+from qatlib.compiler.lifetimes import Buffer, lifetimes
+from qatlib.compiler.placement import Placement, place
 from qatlib.compiler.steps import Step
 from qatlib.compiler.target import Target
 from qatlib.program import Program
 
-Arena = Literal["sram", "dram"]
+Arena = Literal["sram", "dram", "rows"]
+"""``rows``: passes row by row through the SRAM; :meth:`.executable.Executable.run`, which runs op by op, holds it."""
 Count = Annotated[int, Field(ge=0)]
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """Bytes that one or several values share from step ``start`` to step ``end``, both included.
-
-    -1 is before the first step and the number of steps is after the last. ``size`` is a multiple of the alignment.
-    """
-
-    name: str
-    values: tuple[str, ...]
-    start: int
-    end: int
-    size: int
-
-    def meets(self, other: Buffer) -> bool:
-        """True if both are alive at some step."""
-        return self.start <= other.end and other.start <= self.end
 
 
 class _Frozen(BaseModel):
@@ -46,12 +31,27 @@ class _Frozen(BaseModel):
 
 
 class Place(_Frozen):
-    """Bytes of one value: ``buffer`` names the group that shares them, ``bytes`` is the exact size."""
+    """Bytes of one value: ``buffer`` names the group that shares them, of ``size``; ``bytes`` are the value's own."""
 
     buffer: str
     arena: Arena
     offset: Count
+    size: Count
     bytes: Count
+
+
+class Scratch(_Frozen):
+    """Bytes of the SRAM that hold no whole value, from step ``first`` to step ``last``.
+
+    ``weights`` are those that op ``op`` reads more than once, ``rows`` what passes through the ops from it on.
+    """
+
+    op: str
+    use: Literal["weights", "rows"]
+    offset: Count
+    size: Count
+    first: Annotated[int, Field(ge=-1)]
+    last: Count
 
 
 class ArenaUse(_Frozen):
@@ -69,13 +69,15 @@ class ArenaUse(_Frozen):
 class MemoryPlan(_Frozen):
     """Places of all integer values but the constants. ``unlimited`` is the use of an SRAM that holds everything.
 
-    ``weight_bytes`` are the accelerator's constants, each counted once in the width of its dtype; they stay in DRAM
-    and are streamed once per inference.
+    ``rows`` is the use of what passes row by row, if it were held whole. ``weight_bytes`` are the accelerator's
+    constants, each counted once in the width of its dtype; they stay in DRAM.
     """
 
     places: Mapping[str, Place]
+    scratch: tuple[Scratch, ...] = ()
     sram: ArenaUse
     dram: ArenaUse
+    rows: ArenaUse
     unlimited: ArenaUse
     weight_bytes: Count
 
@@ -87,41 +89,115 @@ class MemoryPlan(_Frozen):
     def shares_bytes(self, a: str, b: str) -> bool:
         return self.places[a].buffer == self.places[b].buffer
 
+    @property
+    def staged(self) -> frozenset[str]:
+        """Names of the ops whose weights are staged in the SRAM."""
+        return frozenset(scratch.op for scratch in self.scratch if scratch.use == "weights")
+
+    @property
+    def off_chip(self) -> frozenset[str]:
+        """Names of the values that ops read and write in DRAM."""
+        return frozenset(self.spilled)
+
 
 def plan_memory(program: Program, steps: Sequence[Step], target: Target) -> MemoryPlan:
     """Place every integer value; float values at the boundary are the host's and have no place."""
-    buffers = lifetimes(program, steps, target.sram.alignment)
-    sram, spilled = pack(buffers, target.sram.bytes)
-    dram, _ = pack(spilled, None)
-    unlimited, _ = pack(buffers, None)
-    places: dict[str, Place] = {}
+    return plan(describe(program, steps, target))
+
+
+def plan(job: Job) -> MemoryPlan:
+    """See :func:`plan_memory`."""
+    apart = lifetimes(job)
+    placement = place(job, apart)
+    held, kept = _fitted(job, placement, _scratch(job, placement))
+    rows = {name for _, use, one in held if use == "rows" for name in one.values}
+    buffers = lifetimes(job, kept)
+    inside: dict[Arena, list[Buffer]] = {"sram": [], "dram": [], "rows": []}
     for buffer in buffers:
-        arena: Arena = "sram" if buffer.name in sram else "dram"
-        offset = (sram if arena == "sram" else dram)[buffer.name]
-        for name in buffer.values:
-            places[name] = Place(buffer=buffer.name, arena=arena, offset=offset, bytes=program.values[name].bytes())
-    used = {key for step in steps if step.unit == "npu" for key in step.op.consts.values()}
+        name = buffer.name
+        inside["rows" if name in rows else "sram" if name in kept else "dram"].append(buffer)
+    scratch = [one for _, _, one in held]
+    offsets: dict[Arena, dict[str, int]] = {arena: pack(members, None)[0] for arena, members in inside.items()}
+    sram = offsets["sram"] = pack([*inside["sram"], *scratch], job.target.sram.bytes)[0]
+    places = {
+        name: Place(
+            buffer=buffer.name, arena=arena, offset=offsets[arena][buffer.name], size=buffer.size,
+            bytes=job.program.values[name].bytes(),
+        )
+        for arena, members in inside.items() for buffer in members for name in buffer.values
+    }  # fmt: skip
+    used = {key for step in job.steps if step.unit == "npu" for key in step.op.consts.values()}
+    whole = lifetimes(job, job.maps)
     return MemoryPlan(
         places=places,
-        sram=_use(buffers, sram),
-        dram=_use(buffers, dram),
-        unlimited=_use(buffers, unlimited),
-        weight_bytes=sum(program.constants[key].nbytes for key in used),
+        scratch=tuple(
+            Scratch(
+                op=job.steps[at].op.name, use=use, offset=sram[one.name], size=one.size, first=one.start, last=one.end
+            )
+            for at, use, one in held
+        ),
+        sram=_use([*inside["sram"], *scratch], sram),
+        dram=_use(inside["dram"], offsets["dram"]),
+        rows=_use(inside["rows"], offsets["rows"]),
+        unlimited=_use(whole, pack(whole, None)[0]),
+        weight_bytes=sum(job.program.constants[key].nbytes for key in used),
     )
 
 
-def misfit(plan: MemoryPlan, program: Program, target: Target) -> str:
+_Held = tuple[int, Literal["weights", "rows"], Buffer]
+
+
+def _scratch(job: Job, placement: Placement) -> list[_Held]:
+    """Buffers of the SRAM that hold no whole value, with the step that they belong to; of rows, with what passes."""
+    found: list[_Held] = []
+    for at, (first, later) in placement.staged.items():
+        name = f"weights of {job.steps[at].op.name}"
+        found.append((at, "weights", Buffer(f"{name}, first", (), at - 1, at, first)))
+        if later:
+            found.append((at, "weights", Buffer(f"{name}, next", (), at, at, later)))
+    for one in placement.cascades:
+        name = f"rows from {job.steps[one.start].op.name}"
+        found.append((one.start, "rows", Buffer(name, one.values, one.start, one.end, one.rows)))
+    return found
+
+
+def _fitted(job: Job, placement: Placement, scratch: list[_Held]) -> tuple[list[_Held], frozenset[str]]:
+    """What of the placement can be packed: scratch and values. Cheap maps give way first, then weights, then rows."""
+    kept, held = list(placement.kept), scratch
+    while True:
+        values = frozenset(name for buffer in kept for name in buffer.values)
+        inside = [buffer for buffer in lifetimes(job, values) if buffer.name in values]
+        _, left = pack([*inside, *(one for _, _, one in held)], job.target.sram.bytes)
+        if not left:
+            return held, values
+        homeless = {name for buffer in left if buffer in inside for name in buffer.values}
+        victim = next((b for b in reversed(kept) if b.name in homeless), None)
+        victim = victim or next((b for b in reversed(kept) if any(b.meets(other) for other in left)), None)
+        if victim is not None:
+            kept.remove(victim)
+            continue
+        at, use = min(((at, use) for at, use, one in held if one in left), key=lambda one: one[1] == "rows")
+        held = [one for one in held if one[:2] != (at, use)]
+
+
+def misfit(plan: MemoryPlan, program: Program, steps: Sequence[Step], target: Target) -> str:
     """Why ``plan`` cannot be one of ``program`` on ``target``, by names and sizes; "" if it can."""
     fixed = constants(program)
     integers = {name: v for name, v in program.values.items() if not v.qtype.is_float and name not in fixed}
     if set(plan.places) != set(integers):
         return "places other values than its Program has"
-    for name, place in plan.places.items():
-        if place.bytes != integers[name].bytes() or place.offset % target.sram.alignment:
-            return f"gives {name!r} {place.bytes} bytes at offset {place.offset}"
-    for arena, use in (("sram", plan.sram), ("dram", plan.dram)):
-        inside = [place for place in plan.places.values() if place.arena == arena]
-        ends = (place.offset + _round_up(place.bytes, target.sram.alignment) for place in inside)
+    alignment = target.sram.alignment
+    for name, at in plan.places.items():
+        wrong = at.bytes != integers[name].bytes() or at.size < at.bytes
+        if wrong or at.offset % alignment or at.size % alignment:
+            return f"gives {name!r} {at.bytes} bytes at offset {at.offset}"
+    ops = {step.op.name for step in steps}
+    strange = next((s for s in plan.scratch if s.op not in ops or s.last >= len(steps) or s.size % alignment), None)
+    if strange is not None:
+        return f"has {strange.use} of {strange.op!r} in {strange.size} bytes, which is no op or no such place"
+    for arena, use in (("sram", plan.sram), ("dram", plan.dram), ("rows", plan.rows)):
+        ends = [p.offset + p.size for p in plan.places.values() if p.arena == arena]
+        ends += [s.offset + s.size for s in plan.scratch if arena == "sram"]
         if max(ends, default=0) != use.peak_bytes:
             return f"states a {arena} peak of {use.peak_bytes} bytes that its places do not have"
     return f"needs more than {target.sram.bytes} bytes of SRAM" if plan.sram.peak_bytes > target.sram.bytes else ""
@@ -130,34 +206,6 @@ def misfit(plan: MemoryPlan, program: Program, target: Target) -> str:
 def constants(program: Program) -> set[str]:
     """Values that are read where the weights are: the outputs of ``constant`` ops."""
     return {op.output for op in program.ops if op.kind == "constant"}
-
-
-def lifetimes(program: Program, steps: Sequence[Step], alignment: int) -> tuple[Buffer, ...]:
-    """Buffers in the order in which they come alive; sizes are rounded up to ``alignment``."""
-    start = dict.fromkeys(program.inputs, -1) | {step.op.output: i for i, step in enumerate(steps)}
-    end = dict(start)
-    for i, step in enumerate(steps):
-        end |= dict.fromkeys(step.op.inputs, i)
-    end |= dict.fromkeys(program.outputs, len(steps))
-    source = {step.op.output: step.op.inputs[0] for step in steps if step.op.kind == "reshape"}
-    root: dict[str, str] = {}
-    groups: dict[str, list[str]] = {}
-    fixed = constants(program)
-    for name in start:
-        if program.values[name].qtype.is_float or name in fixed:
-            continue
-        root[name] = root.get(source.get(name, name), name)
-        groups.setdefault(root[name], []).append(name)
-    return tuple(
-        Buffer(
-            name=name,
-            values=tuple(values),
-            start=min(start[v] for v in values),
-            end=max(end[v] for v in values),
-            size=_round_up(max(program.values[v].bytes() for v in values), alignment),
-        )
-        for name, values in groups.items()
-    )
 
 
 def pack(buffers: Iterable[Buffer], capacity: int | None) -> tuple[dict[str, int], tuple[Buffer, ...]]:
@@ -194,7 +242,3 @@ def _use(buffers: Sequence[Buffer], offsets: Mapping[str, int]) -> ArenaUse:
         peak_bytes=max((offsets[buffer.name] + buffer.size for buffer in inside), default=0),
         live_bytes=max((sum(b.size for b in inside if b.start <= a.start <= b.end) for a in inside), default=0),
     )
-
-
-def _round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple

@@ -1,23 +1,19 @@
 """An estimate of latency from the numbers in a target file: a model of a model, never a measurement.
 
-Per op: ``cycles = max(compute, sram, dram) + launch``. Ops run one after the other. The terms are derived in
-``docs/targets.md``.
+Ops run one after the other, each as long as the slowest of the core and the two memories (:mod:`.cycles`). The model is
+described in ``docs/targets.md``.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import qatlib.ops  # noqa: F401  (fills the registry)
+from qatlib.compiler.cycles import Timing
+from qatlib.compiler.job import Job
 from qatlib.compiler.memory import MemoryPlan
-from qatlib.compiler.steps import Step
-from qatlib.compiler.target import Target
-from qatlib.ops.base import BY_KIND, Cost
-from qatlib.program import Op, Program
-from qatlib.qtype import BYTES
+from qatlib.compiler.placement import time_all
 
 if TYPE_CHECKING:
     import pandas
@@ -25,7 +21,8 @@ if TYPE_CHECKING:
     from qatlib.compiler.executable import Executable
 
 Unit = Literal["mac", "vector", "view", "weights", "host"]
-Bound = Literal["compute", "sram", "dram", "launch", "none"]
+Bound = Literal["mac", "vector", "weights", "sram", "dram", "launch", "none"]
+BASIS = "estimate of the target file's model, not a measurement"
 
 
 @dataclass(frozen=True)
@@ -33,26 +30,32 @@ class OpEstimate:
     """One op, batch 1.
 
     ``unit`` is "view" for a reshape that shares its input's bytes, "weights" for a constant, whose bytes its readers
-    pay for, and "host" for what the host runs; these cost nothing here. ``utilization`` is MACs over what the array
-    could have done in the op's cycles at the op's dtype.
+    pay for, and "host" for what the host runs; these cost nothing here. ``block`` are rows, columns and channels of
+    the outputs that are computed at a time. ``mac_cycles``, ``vector_cycles``, ``sram_cycles`` and ``dram_cycles`` are
+    what each part is busy, ``wait_cycles`` what the core waits for staged weights. ``weight_bytes`` are the weights
+    as stored, ``utilization`` MACs over what the array could have done in the op's cycles at the op's dtype.
     """
 
     op: str
     module: str
     kind: str
     unit: Unit
-    macs: int
-    vector_ops: int
-    sram_bytes: int
-    dram_bytes: int
-    compute_cycles: int
-    sram_cycles: int
-    dram_cycles: int
-    launch_cycles: int
-    cycles: int
-    bound: Bound
-    utilization: float
-    latency_us: float
+    block: str = ""
+    macs: int = 0
+    vector_ops: int = 0
+    weight_bytes: int = 0
+    sram_bytes: int = 0
+    dram_bytes: int = 0
+    mac_cycles: int = 0
+    vector_cycles: int = 0
+    wait_cycles: int = 0
+    sram_cycles: int = 0
+    dram_cycles: int = 0
+    launch_cycles: int = 0
+    cycles: int = 0
+    bound: Bound = "none"
+    utilization: float = 0.0
+    latency_us: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Performance:
     target: str
     source: str
     clock_hz: float
-    peak_macs_per_cycle: int
+    peak_macs_per_cycle: float
     rows: tuple[OpEstimate, ...]
 
     @property
@@ -84,7 +87,7 @@ class Performance:
 
     @property
     def dram_bytes(self) -> int:
-        """DRAM traffic of one inference: weights and spilled activations."""
+        """DRAM traffic of one inference: weights, scales and maps that live there."""
         return sum(row.dram_bytes for row in self.rows)
 
     @property
@@ -100,7 +103,7 @@ class Performance:
         """JSON data with sorted keys: totals, and the per-op rows under ``ops``."""
         totals = ("target", "source", "clock_hz", "cycles", "latency_us", "fps", "macs", "dram_bytes", "utilization")
         document: dict[str, Any] = {key: getattr(self, key) for key in totals}
-        document["basis"] = "estimate of the target file's model, not a measurement"
+        document["basis"] = BASIS
         document["cycles_by_bound"] = dict(sorted(self.cycles_by_bound().items()))
         document["ops"] = [dict(sorted(asdict(row).items())) for row in self.rows]
         return dict(sorted(document.items()))
@@ -112,7 +115,7 @@ class Performance:
         return pandas.DataFrame([asdict(row) for row in self.rows], columns=list(OpEstimate.__dataclass_fields__))
 
 
-_BOUNDS: tuple[Bound, ...] = ("compute", "sram", "dram", "launch")
+_BOUNDS: tuple[Bound, ...] = ("mac", "vector", "weights", "sram", "dram", "launch")
 
 
 def perf_model(executable: Executable) -> Performance:
@@ -120,105 +123,48 @@ def perf_model(executable: Executable) -> Performance:
     return executable.performance
 
 
-def estimate(program: Program, steps: Sequence[Step], plan: MemoryPlan, target: Target) -> Performance:
+def estimate(job: Job, plan: MemoryPlan) -> Performance:
     """Per-op estimates in execution order."""
-    return Performance(
-        target=target.name,
-        source=target.source,
-        clock_hz=target.clock_hz,
-        peak_macs_per_cycle=target.mac_array.macs_per_cycle.int8,
-        rows=tuple(_row(step, program, plan, target) for step in steps),
-    )
+    target = job.target
+    staging = {i for i, step in enumerate(job.steps) if step.op.name in plan.staged}
+    timings = time_all(job, plan.off_chip | job.constants, staging)
+    rows = tuple(_row(job, i, timings[i]) for i in range(len(job.steps)))
+    return Performance(target.name, target.source, target.clock_hz, target.mac_array.peak, rows)
 
 
-def _row(step: Step, program: Program, plan: MemoryPlan, target: Target) -> OpEstimate:
+def _row(job: Job, at: int, timings: Sequence[Timing]) -> OpEstimate:
+    step, passes, target = job.steps[at], job.passes[at], job.target
     op = step.op
-    if step.unit == "host" or op.output not in plan.places:
-        return _free(op, "host" if step.unit == "host" else "weights")
-    if any(name in plan.places and plan.shares_bytes(op.output, name) for name in op.inputs):
-        return _free(op, "view")
-    cost = BY_KIND[op.kind].cost(op, program)
-    rate = _mac_rate(op, program, target) if cost.macs else 0
-    compute = max(_mac_cycles(op, program, cost, target) if cost.macs else 0, _vector_cycles(op, program, cost, target))
-    arenas = {name: place.arena for name, place in plan.places.items()}
-    computed = [name for name in op.inputs if name in arenas]
-    read = sum(program.values[name].bytes() for name in computed)
-    constant = max(0, cost.input_bytes - read) if len(computed) < len(op.inputs) else 0
-    spilled = sum(program.values[name].bytes() for name in (*computed, op.output) if arenas[name] == "dram")
-    dram_bytes = spilled + constant + cost.weight_bytes
-    sram_bytes = max(0, cost.input_bytes - constant + cost.output_bytes - spilled)
-    sram = math.ceil(sram_bytes / target.sram.bytes_per_cycle)
-    dram = target.dram.latency_cycles + math.ceil(dram_bytes / target.dram_bytes_per_cycle) if dram_bytes else 0
-    work = max(compute, sram, dram)
-    cycles = work + target.launch_cycles
+    if not passes:
+        unit: Unit = "host" if step.unit == "host" else "weights" if op.name in job.constants else "view"
+        return OpEstimate(op.name, op.module, op.kind, unit)
+    first = passes[0]
+    work = sum(timing.cycles for timing in timings)
+    cycles, longest = work + target.launch_cycles, max(timings, key=lambda timing: timing.cycles)
+    peak = target.mac_array.peak / (target.mac_array.slowdown(first.dtype) or 1.0)
+
+    def total(field: str) -> int:
+        return sum(getattr(timing, field) for timing in timings)
+
     return OpEstimate(
         op=op.name,
         module=op.module,
         kind=op.kind,
-        unit="mac" if cost.macs else "vector",
-        macs=cost.macs,
-        vector_ops=cost.vector_ops,
-        sram_bytes=sram_bytes,
-        dram_bytes=dram_bytes,
-        compute_cycles=compute,
-        sram_cycles=sram,
-        dram_cycles=dram,
+        unit="mac" if first.engine == "array" else "vector",
+        block="x".join(map(str, first.cut.ofm)),
+        macs=first.macs,
+        vector_ops=sum(task.vector_ops for task in passes),
+        weight_bytes=total("weight_bytes"),
+        sram_bytes=total("sram_bytes"),
+        dram_bytes=total("dram_bytes"),
+        mac_cycles=total("mac"),
+        vector_cycles=total("vector"),
+        wait_cycles=total("weight_wait"),
+        sram_cycles=total("sram"),
+        dram_cycles=total("dram"),
         launch_cycles=target.launch_cycles,
         cycles=cycles,
-        bound=_bound(compute, sram, dram, target.launch_cycles),
-        utilization=cost.macs / (cycles * rate) if rate and cycles else 0.0,
+        bound="launch" if target.launch_cycles > work else longest.limit,
+        utilization=first.macs / (cycles * peak) if first.macs and cycles else 0.0,
         latency_us=cycles / target.clock_hz * 1e6,
     )
-
-
-def _free(op: Op, unit: Unit) -> OpEstimate:
-    return OpEstimate(op.name, op.module, op.kind, unit, 0, 0, 0, 0, 0, 0, 0, 0, 0, "none", 0.0, 0.0)
-
-
-def _bound(*cycles: int) -> Bound:
-    """The largest term; of equal ones the first."""
-    return _BOUNDS[cycles.index(max(cycles))]
-
-
-def mac_dtype(op: Op, program: Program) -> str:
-    """The wider dtype of what a conv, linear or matmul multiplies."""
-    if "weight" in op.consts:
-        weight = str(program.constant(op, "weight").dtype).removeprefix("torch.")
-        dtypes = [program.values[op.inputs[0]].qtype.dtype, weight]
-    else:
-        dtypes = [value.qtype.dtype for value in program.in_values(op)]
-    return max(dtypes, key=lambda dtype: BYTES[dtype])
-
-
-def _mac_rate(op: Op, program: Program, target: Target) -> int:
-    rate = target.mac_array.macs_per_cycle.of(mac_dtype(op, program))
-    assert rate is not None, "check_model refuses dtypes without a rate"
-    return rate
-
-
-def _mac_cycles(op: Op, program: Program, cost: Cost, target: Target) -> int:
-    """Cycles with channels filled up to whole lanes; of a product of matrices the columns and the summed axis.
-
-    Groups of one input channel lie side by side on the output lanes, each using one input lane.
-    """
-    rate = _mac_rate(op, program, target)
-    if "weight" in op.consts:
-        outputs, inputs = program.constant(op, "weight").shape[:2]
-    else:
-        outputs, inputs = (value.sizes()[-1] for value in (program.values[op.output], program.values[op.inputs[0]]))
-    groups = op.attrs.get("groups", 1)
-    lanes_in, lanes_out = target.mac_array.input_lanes, target.mac_array.output_lanes
-    blocks = 1 if inputs == 1 else groups
-    filled = blocks * _fill(outputs // blocks, lanes_out) * _fill(inputs, lanes_in)
-    return -(-cost.macs * filled // (outputs * inputs * rate))
-
-
-def _vector_cycles(op: Op, program: Program, cost: Cost, target: Target) -> int:
-    dtypes = (value.qtype.dtype for value in (*program.in_values(op), program.values[op.output]))
-    rate = target.vector_unit.elements_per_cycle.of(max(dtypes, key=lambda dtype: BYTES[dtype]))
-    assert rate is not None, "a Target has a vector rate for every dtype that its ops allow"
-    return -(-cost.vector_ops // rate)
-
-
-def _fill(channels: int, lanes: int) -> int:
-    return -(-channels // lanes) * lanes

@@ -10,76 +10,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from qatlib.compiler.hardware import (
+    Buffers,
+    Cycles,
+    Dram,
+    InFlight,
+    MacArray,
+    Rate,
+    Sram,
+    Strict,
+    Unit,
+    VectorUnit,
+    Weights,
+)
 from qatlib.compiler.yaml_file import read_yaml
 from qatlib.errors import CompileError
 
 IntDType = Literal["int8", "int16", "int32"]
 DTypes = Annotated[tuple[IntDType, ...], Field(min_length=1, strict=False)]
-Cycles = Annotated[int, Field(ge=0, le=10**9)]
-Rate = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
-Bytes = Annotated[int, Field(gt=0, le=2**40)]
 
 SHIPPED = Path(__file__).parent.parent / "targets"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class MacRates(_Strict):
-    """Multiply-accumulates per cycle by the wider dtype of what is multiplied."""
-
-    int8: PositiveInt
-    int16: PositiveInt | None = None
-
-    def of(self, dtype: str) -> int | None:
-        """Rate for ``dtype``, None where the array cannot take it."""
-        return getattr(self, dtype, None)
-
-
-class VectorRates(MacRates):
-    """Elements per cycle by the widest dtype that the operator touches."""
-
-    int32: PositiveInt | None = None
-
-
-class MacArray(_Strict):
-    """A grid of lanes; channel counts are filled up to whole multiples of the lane counts."""
-
-    macs_per_cycle: MacRates
-    input_lanes: PositiveInt
-    output_lanes: PositiveInt
-
-
-class VectorUnit(_Strict):
-    elements_per_cycle: VectorRates
-
-
-class Sram(_Strict):
-    """On-chip memory; ``alignment`` is in bytes and holds for the DRAM arena as well."""
-
-    bytes: Bytes
-    bytes_per_cycle: PositiveInt
-    alignment: Annotated[int, Field(ge=4, le=4096)]
-
-    @model_validator(mode="after")
-    def _whole_lines(self) -> Self:
-        if self.alignment & (self.alignment - 1):
-            raise ValueError(f"alignment is {self.alignment}; it must be a power of two")
-        if self.bytes % self.alignment:
-            raise ValueError(f"bytes is {self.bytes}; it must be a multiple of alignment ({self.alignment})")
-        return self
-
-
-class Dram(_Strict):
-    bytes_per_s: Rate
-    latency_cycles: Cycles
-
-
-class OpRule(_Strict):
+class OpRule(Strict):
     """What the target takes of one kind of op: dtypes of activations and weights, the largest sizes (absent = any)."""
 
     inputs: DTypes
@@ -92,16 +48,26 @@ class OpRule(_Strict):
     max_spatial_axes: Annotated[int, Field(ge=1, le=3)] | None = None
 
 
-class Target(_Strict):
-    """An accelerator. ``source`` says where the numbers come from; every estimate repeats it."""
+class Target(Strict):
+    """An accelerator. ``source`` says where the numbers come from; every estimate repeats it.
+
+    Maps inside the network are stored in pieces of ``brick_channels`` channels of a row; its inputs and results with
+    the channels of a position side by side, as are all where ``brick_channels`` is 1.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     source: Annotated[str, Field(min_length=1, max_length=500)]
     clock_hz: Rate
     mac_array: MacArray
     vector_unit: VectorUnit
+    resize_unit: Unit | None = None
+    warp_unit: Unit | None = None
+    buffers: Buffers
+    weights: Weights = Weights()
     sram: Sram
     dram: Dram
+    in_flight: InFlight | None = None
+    brick_channels: PositiveInt = 1
     launch_cycles: Cycles
     multiplier_bits: Annotated[int, Field(ge=8, le=21)]
     ops: Annotated[dict[str, OpRule], Field(min_length=1)]

@@ -42,7 +42,7 @@ def test_mac_array_without_a_rate_for_the_activations() -> None:
     net = Net()
     y = net.conv(net.input((4, 8, 8), "int16"), 4)
     assert codes(net, y) == []
-    assert codes(net, y, {"mac_array.macs_per_cycle.int16": None}) == [("QAT185", y)]
+    assert codes(net, y, {"mac_array.int16": None}) == [("QAT185", y)]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import qatlib.ops  # noqa: F401 registers the operators
-from qatlib.compiler import Executable, check_model, compile_model, load_target
-from qatlib.compiler.target import MacRates
+from qatlib.compiler import Executable, Target, check_model, compile_model, load_target
 from qatlib.conversion import to_program
 from qatlib.emulator import emulate
 from qatlib.errors import ProgramError
 from qatlib.ops.base import BY_KIND, Operator
 from tests.kind_nets import IDS, INT16, MASK, NETS, ROWS
 from tests.models import calibrated, model
+
+
+def single_bytes() -> Target:
+    """bayes-like with a DRAM that moves what is asked for."""
+    target = load_target("bayes-like")
+    return target.model_copy(update={"dram": target.dram.model_copy(update={"burst_bytes": 1})})
+
 
 BOUNDARY = {"quantize", "dequantize", "float_op"}
 ALIASES = {"sub", "div", "floor_divide", "masked_fill"}
@@ -78,7 +83,7 @@ def test_the_smaller_target_runs_an_int8_net_with_tables_and_products() -> None:
 
 def test_constants_stay_among_the_weights() -> None:
     program = NETS["constants"].program()
-    executable = compile_model(program, "bayes-like")
+    executable = compile_model(program, single_bytes())
     fixed = {op.output for op in program if op.kind == "constant"}
     assert fixed
     assert not fixed & set(executable.memory.places)
@@ -99,7 +104,7 @@ def test_constants_stay_among_the_weights() -> None:
 def test_an_embedding_pays_for_the_rows_it_reads() -> None:
     program = NETS["embedding of ids"].program()
     (op,) = (op for op in program if op.kind == "embedding")
-    (row,) = (row for row in compile_model(program, "bayes-like").performance.rows if row.op == op.name)
+    (row,) = (row for row in compile_model(program, single_bytes()).performance.rows if row.op == op.name)
     rows = program.values[op.output].bytes()
     assert row.dram_bytes == rows != program.values[op.inputs[0]].bytes()
     assert row.sram_bytes == program.values[op.inputs[1]].bytes() + rows
@@ -139,7 +144,7 @@ def test_a_batch_that_needs_several_parts_gives_the_same(monkeypatch: pytest.Mon
 
 
 def test_cost_of_a_product_of_matrices() -> None:
-    """3 heads of 5 x 40 by 40 x 20: 40 fill 48 input lanes and 20 fill 32 output lanes."""
+    """3 heads of 5 x 40 by 40 x 20."""
     x = torch.randn(2, 3, 5, 40)
     body = model(lambda s, x: torch.matmul(x, x.transpose(2, 3).repeat(1, 1, 1, 4)))
     program = to_program(calibrated(body, x))
@@ -147,7 +152,7 @@ def test_cost_of_a_product_of_matrices() -> None:
     (row,) = (row for row in compile_model(program, "bayes-like").performance.rows if row.op == op.name)
     assert row.unit == "mac"
     assert row.macs == 3 * 5 * 40 * 20
-    assert row.compute_cycles == math.ceil(3 * 5 * 48 * 32 / 4096)
+    assert row.mac_cycles == 3 * 2 * 3  # heads, 20 in tiles of 16 columns, 40 in steps of 16; the 5 rows are one tile
 
 
 def test_cost_of_a_transposed_convolution() -> None:
@@ -160,7 +165,7 @@ def test_cost_of_a_transposed_convolution() -> None:
 
 def test_a_product_of_wide_codes_needs_a_rate() -> None:
     target = load_target("bayes-like")
-    array = target.mac_array.model_copy(update={"macs_per_cycle": MacRates(int8=4096)})
+    array = target.mac_array.model_copy(update={"int16": None})
     narrow = target.model_copy(update={"mac_array": array})
     x = torch.randn(2, 5, 8)
     net = model(lambda s, x: x @ s.fc(x).transpose(1, 2), fc=nn.Linear(8, 8))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 
 import pytest
 
@@ -19,38 +18,42 @@ def only_row(net: Net, output: str, changes: dict[str, object] | None = None) ->
 def test_tiny_convolution() -> None:
     net = Net()
     row = only_row(net, net.conv(net.input((3, 8, 8)), 8))
-    assert row.unit == "mac"
+    assert (row.unit, row.block) == ("mac", "8x8x8")
     assert row.macs == 64 * 8 * 3 * 9 == 13824
-    # 3 of 16 input lanes and 8 of 16 output lanes: 64 positions x 9 taps x 256 lane pairs, 64 a cycle
-    assert row.compute_cycles == 64 * 9 * 256 // 64 == 2304
+    # 3 of 16 channels a step and 8 of 16 outputs side by side: 64 positions x 9 taps x 4 cycles
+    assert row.mac_cycles == 64 * 9 * 4 == 2304
+    assert row.vector_cycles == 8 * 64 // 8 == 64
     assert row.sram_bytes == 3 * 64 + 8 * 64 == 704
     assert row.sram_cycles == 704 // 32 == 22
-    assert row.dram_bytes == 8 * 27 + 3 * 8 * 4 == 312  # weight; bias, multiplier, shift
-    assert row.dram_cycles == 10 + 312 // 4 == 88
-    assert row.cycles == 2304 + 5
-    assert row.bound == "compute"
-    assert row.utilization == pytest.approx(13824 / (2309 * 64))
-    assert row.latency_us == 2309.0  # 1 MHz
+    # the weights in lines of 16; bias, multiplier and shift
+    assert (row.weight_bytes, row.dram_bytes) == (224, 224 + 8 * 12)
+    assert row.dram_cycles == 320 // 4 == 80
+    # one block: read, summed, and written while another would be; two are under way
+    assert row.cycles == 192 // 32 + 512 // 32 + 2304 + (2304 + 64) // 2 + 5
+    assert row.bound == "mac"
+    assert row.utilization == pytest.approx(13824 / (row.cycles * 64))
+    assert row.latency_us == row.cycles  # 1 MHz
 
 
-def test_int16_uses_its_own_rate() -> None:
+def test_int16_steps_take_longer() -> None:
     net = Net()
     row = only_row(net, net.conv(net.input((16, 4, 4), "int16"), 16, 1))
-    assert row.compute_cycles == 16 * 256 // 16
+    assert row.mac_cycles == 16 * 4 * 4
     assert row.sram_bytes == 16 * 16 * 2 + 16 * 16
+    assert row.utilization == pytest.approx(4096 / (row.cycles * 16))
 
 
-def test_depthwise_lies_side_by_side_on_the_output_lanes() -> None:
+def test_depthwise_lies_side_by_side_on_the_outputs() -> None:
     net = Net()
     row = only_row(net, net.conv(net.input((24, 4, 4)), 24, groups=24))
     assert row.macs == 24 * 16 * 9
-    assert row.compute_cycles == 32 * 16 * 16 * 9 // 64  # 24 -> 32 output lanes, 1 -> 16 input lanes
+    assert row.mac_cycles == 16 * 2 * 9 * 4  # positions, 24 -> 2 x 16 outputs, taps, a step of one channel each
 
 
 def test_groups_are_filled_one_by_one() -> None:
     net = Net()
     row = only_row(net, net.conv(net.input((8, 4, 4)), 12, 1, groups=2))
-    assert row.compute_cycles == 2 * 16 * 16 * 16 // 64  # (4 -> 16) x (6 -> 16), twice, at 16 positions
+    assert row.mac_cycles == 2 * 16 * 4  # (4 -> 16) x (6 -> 16), twice, at 16 positions
 
 
 def test_vector_unit_goes_by_the_widest_dtype() -> None:
@@ -58,9 +61,28 @@ def test_vector_unit_goes_by_the_widest_dtype() -> None:
     a, b = net.input((4, 4, 4)), net.input((4, 4, 4), "int16")
     row = only_row(net, net.add(a, b))
     assert (row.unit, row.macs, row.utilization) == ("vector", 0, 0.0)
-    assert row.compute_cycles == 64 // 4
-    assert row.dram_cycles == 10 + math.ceil(12 / 4)
-    assert row.bound == "compute"
+    assert row.vector_cycles == 64 // 4
+    assert (row.dram_bytes, row.dram_cycles) == (12, 3)  # multipliers and shift
+    assert row.sram_bytes == 64 + 128 + 64
+    assert row.bound == "vector"
+
+
+def test_an_operation_can_be_slower_than_the_rest() -> None:
+    net = Net()
+    y = net.add(net.input((4, 4, 4)), net.input((4, 4, 4)))
+    assert only_row(net, y).vector_cycles == 64 // 8
+    assert only_row(net, y, {"vector_unit.operations": {"add": 2.0}}).vector_cycles == 64 // 2
+
+
+def test_an_add_of_its_own_reads_and_writes_the_map_again() -> None:
+    net = Net()
+    x = net.input((8, 8, 8))
+    y = net.conv(x, 8, addend=x)
+    fused, apart = only_row(net, y), only_row(net, y, {"vector_unit.second_operand": False})
+    assert fused.sram_bytes == 3 * 512
+    assert apart.sram_bytes == 2 * 512 + 3 * 512
+    assert apart.cycles > fused.cycles
+    assert (apart.macs, apart.mac_cycles) == (fused.macs, fused.mac_cycles)
 
 
 def test_memory_bounds() -> None:
@@ -81,10 +103,10 @@ def test_spilled_activations_are_dram_traffic() -> None:
     fits = compile_model(net.program(y), tiny({"sram.bytes": 128})).performance
     assert fits.dram_bytes == 0
     executable = compile_model(net.program(y), tiny({"sram.bytes": 64}))
-    assert executable.memory.spilled == (big,)
+    assert executable.memory.spilled == (y, x)  # big is written and read, these are one of both
     rows = executable.performance.rows
     assert [(r.sram_bytes, r.dram_bytes) for r in rows] == [(64, 64), (64, 64)]
-    assert rows[0].dram_cycles == 10 + 16
+    assert rows[0].dram_cycles == 16
 
 
 def test_totals_and_free_steps() -> None:
@@ -99,7 +121,8 @@ def test_totals_and_free_steps() -> None:
     assert perf.latency_us == perf.cycles
     assert perf.fps == pytest.approx(1e6 / perf.latency_us)
     assert perf.macs == 64 * 8 * 27 + 2 * 64 * 8 * 72 + 5 * 32
-    assert perf.dram_bytes == executable.memory.weight_bytes
+    weights = (8 * 27, 8 * 72, 8 * 72, 5 * 32)
+    assert perf.dram_bytes == sum(-(-n // 16) * 16 for n in weights) + 12 * (8 + 8 + 8 + 5) + 8  # and of the pool
     assert sum(perf.cycles_by_bound().values()) == perf.cycles
     assert perf.utilization == pytest.approx(perf.macs / (perf.cycles * 64))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +33,36 @@ def refusal(folder: Path, content: str | bytes) -> str:
 
 
 def test_shipped_targets_load_by_name_and_by_path() -> None:
-    assert shipped_targets() == ("bayes-like", "bernoulli-like")
+    own, arm = ("bayes-like", "bernoulli-like", "nash-like"), ("u55-256", "u85-256", "u85-512")
+    assert shipped_targets() == (*own[:2], *(f"ethos-{name}-like" for name in arm), own[2])
     for name in shipped_targets():
         target = load_target(name)
         assert target.name == name
-        assert "illustrative" in target.source
-    assert load_target("bayes-like").mac_array.macs_per_cycle.int16 is not None
-    assert load_target("bernoulli-like").mac_array.macs_per_cycle.int16 is None
+        assert ("illustrative" if name in own else "not silicon") in target.source
+    assert load_target("bayes-like").mac_array.slowdown("int16") == 4
+    assert load_target("bernoulli-like").mac_array.slowdown("int16") is None
     assert load_target("qatlib/targets/bayes-like.yaml") == load_target("bayes-like")
+
+
+@pytest.mark.parametrize(
+    ("name", "macs"),
+    [
+        ("bernoulli-like", 2048), ("bayes-like", 4096), ("nash-like", 32768), ("ethos-u55-256-like", 256),
+        ("ethos-u85-256-like", 256), ("ethos-u85-512-like", 512),
+    ],
+)  # fmt: skip
+def test_the_arrays_have_the_macs_that_they_are_named_for(name: str, macs: int) -> None:
+    assert load_target(name).mac_array.peak == macs
 
 
 def test_every_value_of_a_shipped_target_states_its_source() -> None:
     for name in shipped_targets():
-        lines = Path(f"qatlib/targets/{name}.yaml").read_text().splitlines()
-        numbers = [line for line in lines if ":" in line and line.split("#")[0].strip()[-1:].isdigit()]
-        assert len(numbers) > 8
+        lines = Path(f"qatlib/targets/{name}.yaml").read_text().split("\nops:")[0].splitlines()
+        numbers = [line for line in lines if re.search(r": .*[0-9]", line.split("#")[0]) and "source:" not in line]
+        assert len(numbers) > 12
         for line in numbers:
-            assert any(word in line for word in ("illustrative", "JEDEC")), line
+            known = ("illustrative", "JEDEC", "vela.ini", "model", "ours")
+            assert line.startswith("name:") or any(word in line.partition("#")[2] for word in known), line
 
 
 def test_a_written_target_reads_back(tmp_path: Path) -> None:
@@ -95,12 +109,21 @@ def test_hostile_yaml_is_one_line(tmp_path: Path, content: str | bytes, says: st
         ("sram.alignment", 24, "power of two"),
         ("sram.alignment", 2, "sram.alignment"),
         ("dram.bytes_per_s", 0, "dram.bytes_per_s"),
-        ("dram.latency_cycles", -1, "dram.latency_cycles"),
+        ("dram.read_latency_cycles", -1, "dram.read_latency_cycles"),
+        ("dram.latency_cycles", 10, "dram.latency_cycles: unknown key"),
+        ("buffers.shared_bytes", 4096, "shared_bytes or input_bytes and accumulator_bytes, not both"),
+        ("buffers.input_bytes", None, "give input_bytes and accumulator_bytes, or shared_bytes"),
+        ("buffers.max_block", [8, 8], "buffers.max_block"),
         ("launch_cycles", True, "launch_cycles"),
         ("multiplier_bits", 22, "multiplier_bits"),
         ("multiplier_bits", 7, "multiplier_bits"),
-        ("mac_array.macs_per_cycle.int8", 0, "mac_array.macs_per_cycle.int8"),
-        ("mac_array.input_lanes", 1.5, "mac_array.input_lanes"),
+        ("mac_array.tiles", [], "mac_array.tiles"),
+        ("mac_array.tiles", [[1, 0, 16]], "mac_array.tiles.0.1"),
+        ("mac_array.depth_first.channels", 1.5, "mac_array.depth_first.channels"),
+        ("mac_array.depth_first", None, "mac_array.depth_first: Field required"),
+        ("vector_unit.operations", {"sine": 1.0}, "vector_unit.operations.sine"),
+        ("in_flight", {"weights": 64}, "in_flight.scales: Field required"),
+        ("weights", {"padding": 1.5}, "weights.padding"),
         ("name", "../x", "name"),
         ("source", "", "source"),
         ("source", None, "source: Field required"),

@@ -1,0 +1,161 @@
+"""What the SRAM holds: weights that are staged, rows that pass from op to op, and the maps that move the most bytes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qatlib.compiler.cycles import Timing, time
+from qatlib.compiler.hardware import fill
+from qatlib.compiler.job import Job
+from qatlib.compiler.lifetimes import Buffer, lifetimes
+from qatlib.compiler.tasks import Task
+
+_Bytes = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """Ops whose maps in between (``values``) pass row by row through ``rows`` bytes, from ``start`` to ``end``."""
+
+    values: tuple[str, ...]
+    start: int
+    end: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """``kept`` are the buffers of the SRAM, the dearest first; ``staged`` two slices of weights by step."""
+
+    kept: tuple[Buffer, ...]
+    cascades: tuple[Cascade, ...]
+    staged: dict[int, tuple[int, int]]
+
+
+def time_all(job: Job, off: Collection[str], staging: Collection[int]) -> list[tuple[Timing, ...]]:
+    """Timings of every step's passes; in the steps of ``staging``, weights that are read more than once are staged."""
+    found: list[tuple[Timing, ...]] = []
+    slack = 0.0
+    for i, passes in enumerate(job.passes):
+        row = []
+        for task in passes:
+            row.append(time(task, job.target, off, i in staging, slack))
+            slack = row[-1].slack
+        found.append(tuple(row))
+    return found
+
+
+def place(job: Job, buffers: Sequence[Buffer]) -> Placement:
+    """A greedy choice, as if buffers that live at once always fit together; the packing has the last word.
+
+    Staged weights come first. Where input and output of an op do not fit together, its input comes row by row from the
+    op that makes it: a cascade. Of the other maps those stay that would cost the most off chip, of equal ones
+    those that take the SRAM for the least bytes and steps.
+    """
+    limit, count = job.target.sram.bytes, len(job.steps)
+    staged = _staged(job)
+    used = np.zeros(count + 2, np.int64)  # from before the first step to after the last
+    for at, (first, later) in staged.items():
+        used[at : at + 2] += first
+        used[at + 1] += later
+    cascades = _cascades(job, buffers, used)
+    inside = {name for cascade in cascades for name in cascade.values}
+    lost = _losses(job)
+
+    def rank(buffer: Buffer) -> tuple[int, int, int, str]:
+        area = buffer.size * (buffer.end - buffer.start + 1)
+        return -sum(lost[v] for v in buffer.values), area, buffer.start, buffer.name
+
+    outside = frozenset() if job.target.sram.holds_boundary else job.boundary
+    wanted = [b for b in sorted(buffers, key=rank) if b.name not in inside and not outside & {*b.values}]
+    if (used + live_bytes(job, frozenset(v for b in wanted for v in b.values))).max() <= limit:
+        return Placement(tuple(wanted), tuple(cascades), staged)
+    kept: list[Buffer] = []
+    values: frozenset[str] = frozenset()
+    for buffer in wanted:
+        more = values | {*buffer.values}
+        life = slice(buffer.start + 1, buffer.end + 2)  # elsewhere the weights alone may be too many
+        if (used + live_bytes(job, more))[life].max() <= limit:
+            kept.append(buffer)
+            values = more
+    return Placement(tuple(kept), tuple(cascades), staged)
+
+
+def live_bytes(job: Job, kept: frozenset[str]) -> _Bytes:
+    """Bytes of the values in ``kept`` that live at once, from before the first step to after the last."""
+    live = np.zeros(len(job.steps) + 2, np.int64)
+    for buffer in lifetimes(job, kept):
+        if buffer.name in kept:
+            live[buffer.start + 1 : buffer.end + 2] += buffer.size
+    return live
+
+
+def _staged(job: Job) -> dict[int, tuple[int, int]]:
+    """Bytes of the first and of a later slice of the weights that each step stages, if all maps were in the SRAM."""
+    found = {}
+    for at, row in enumerate(time_all(job, job.constants, range(len(job.steps)))):
+        first = fill(sum(timing.first_slice for timing in row), job.target.sram.alignment)
+        later = fill(sum(timing.next_slice for timing in row), job.target.sram.alignment)
+        if 0 < first + later <= job.target.sram.bytes:
+            found[at] = first, later
+    return found
+
+
+def _losses(job: Job) -> Counter[str]:
+    """Cycles that each map costs if it alone is off chip."""
+    lost: Counter[str] = Counter()
+    for passes in job.passes:
+        for task in passes:
+            inside = time(task, job.target, job.constants).cycles
+            for name in {task.target.name, *(x.name for x in task.inputs)} - job.constants:
+                lost[name] += time(task, job.target, job.constants | {name}).cycles - inside
+    return lost
+
+
+def _cascades(job: Job, buffers: Sequence[Buffer], used: _Bytes) -> list[Cascade]:
+    """Chains in program order; their rows are added to ``used``."""
+    limit, alone = job.target.sram.bytes, {b.name: b for b in buffers if len(b.values) == 1}
+    readers: Counter[str] = Counter(name for step in job.steps for name in step.op.inputs)
+    found, at = [], 0
+    while at < len(job.steps):
+        end, rows, values = at, 0, list[str]()
+        while end + 1 < len(job.steps):
+            name, task = job.steps[end].op.output, _streams(job.passes[end + 1])
+            if task is None or not job.passes[end] or name in job.boundary or name not in alone or readers[name] != 1:
+                break
+            if job.steps[end + 1].op.inputs != (name,):
+                break
+            more = rows + rolling_bytes(task, job)
+            together = job.maps[name].stored_bytes + task.target.stored_bytes
+            if together < limit or more + used[at + 1 : end + 3].max() > limit:
+                break
+            end, rows = end + 1, more
+            values.append(name)
+        if values:
+            life = slice(at + 1, end + 2)
+            used[life] += rows
+            found.append(Cascade(tuple(values), at, end, rows))
+        at = end + 1
+    return found
+
+
+def _streams(passes: Sequence[Task]) -> Task | None:
+    """The task of a step that can read its input row by row."""
+    if len(passes) == 1 and passes[0].work.form in ("sums", "windows") and passes[0].work.factor is None:
+        return passes[0]
+    return None
+
+
+def rolling_bytes(task: Task, job: Job) -> int:
+    """Rows of its input that a task needs for two of its own, and those that are written meanwhile."""
+    assert task.source is not None
+    rows, columns, channels = task.source.size
+    stride, reach = task.work.stride[0], (task.work.kernel[0] - 1) * task.work.dilation[0] + 1
+    depth = fill(channels, job.target.brick_channels) if task.source.brick else channels
+    size = min(rows, stride + reach + 2 * stride) * columns * depth * task.source.element_bytes
+    return fill(size, job.target.sram.alignment)
