@@ -37,7 +37,7 @@ def compiled(network: Program, config: str) -> Executable:
 
 @dataclass(frozen=True)
 class Pair:
-    """Cycles of one convolution or linear layer."""
+    """Cycles of the same work: a convolution or linear layer, or two that are added, by the names of our ops."""
 
     name: str
     ours: int
@@ -45,19 +45,32 @@ class Pair:
 
 
 def pairs(executable: Executable, layers: Sequence[Layer]) -> list[Pair]:
-    """Convolutions and linear layers that both have, each with the first of Vela's of the same sizes not yet taken."""
-    left = [layer for layer in layers if layer.kind in _VELA_KINDS]
+    """Convolutions and linear layers that both have, each with the first of Vela's of the same sizes not yet taken.
+
+    We add a shortcut in the last of the two convolutions, Vela in the other or in a layer of its own: what is added
+    together is compared together.
+    """
+    network, left = executable.program, [layer for layer in layers if layer.kind in _VELA_KINDS]
     cycles = {row.op: row.cycles for row in executable.performance.rows}
-    found = []
-    for op in executable.program:
+    found: dict[str, Pair] = {}
+    for op in network:
         if op.kind not in ("conv", "linear"):
             continue
-        sizes = _sizes(executable.program, op)
+        sizes = _sizes(network, op)
         match = next((layer for layer in left if sizes == (layer.ifm, layer.ofm, layer.kernel)), None)
-        if match is not None:
-            left.remove(match)
-            found.append(Pair(op.name, cycles[op.name], match.cycles))
-    return found
+        if match is None:
+            continue
+        left.remove(match)
+        pair = Pair(op.name, cycles[op.name], match.cycles)
+        if len(op.inputs) == 2 and "Add" not in match.fused:
+            add = next((x for x in layers if x.kind == "Add" and str(match.place) in x.reads.split()), None)
+            other = found.pop(op.inputs[1], None) if add is None else Pair("", 0, add.cycles)
+            if other is not None:
+                pair = Pair(
+                    " + ".join(filter(None, (other.name, op.name))), pair.ours + other.ours, pair.vela + other.vela
+                )
+        found[op.name] = pair
+    return list(found.values())
 
 
 def _sizes(network: Program, op: Op) -> tuple[str, str, str]:

@@ -129,3 +129,41 @@ def test_rank_correlation_shares_the_ranks_of_equal_values() -> None:
     assert ours.rank_correlation([1, 20, 300], [7, 6, 5]) == pytest.approx(-1)
     # ranks 1.5 1.5 3 4 against 1 2 3 4: covariance 4.5, squares 4.5 and 5
     assert ours.rank_correlation([2, 2, 8, 9], [1, 2, 3, 4]) == pytest.approx(4.5 / (4.5 * 5) ** 0.5)
+
+
+def test_what_is_added_together_is_compared_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shortcut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.main, self.skip = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.main(x) + self.skip(x)
+
+    monkeypatch.setitem(ours.NETWORKS, "net", (Shortcut, (1, 3, 10, 6)))
+    executable = ours.compiled(ours.program("net"), "u85-256")
+    total = sum(row.cycles for row in executable.performance.rows)
+    skip = replace(ROWS[0], kind="Conv2D", fused="", ifm="10x6x3", ofm="10x6x8", kernel="1x1", place=0, cycles=50)
+    main = replace(skip, kernel="3x3", place=1, cycles=100)
+
+    (fused,) = ours.pairs(executable, [replace(skip, fused=""), replace(main, fused="Add")])
+    assert (fused.ours, fused.vela) == (total, 150)
+
+    add = replace(skip, kind="Add", place=2, reads="0 1", cycles=7)
+    apart = ours.pairs(executable, [skip, main, add])
+    assert (sum(pair.ours for pair in apart), sum(pair.vela for pair in apart)) == (total, 157)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ours.NETWORKS)
+def test_our_estimates_are_near_those_of_vela(network: str) -> None:
+    made = ours.program(network)
+    for total in CASES:
+        if total.network != network:
+            continue
+        executable = ours.compiled(made, total.config)
+        both = ours.pairs(executable, [row for row in ROWS if (row.network, row.config) == (network, total.config)])
+        assert executable.performance.cycles == pytest.approx(total.cycles, rel=0.25)
+        assert executable.memory.sram.peak_bytes == pytest.approx(total.sram_peak, rel=0.2)
+        assert ours.rank_correlation([pair.ours for pair in both], [pair.vela for pair in both]) >= 0.9
+        assert len(both) >= 18
