@@ -38,6 +38,7 @@ _HOME = {
     "qatlib.analysis.unfused": ("check_unfused_operations",),
     "qatlib.analysis.agreement": ("gap_table", "write_gap_table"),
     "qatlib.analysis.deploy": ("check_deploy_device",),
+    "qatlib.analysis.channels": ("channel_similarity",),
     "qatlib.analysis.features": ("get_raw_features", "profile_featuremap"),
     "qatlib.analysis.weights": ("compare_weights",),
     "qatlib.graph.unshare": ("get_module_called_count", "unshare"),

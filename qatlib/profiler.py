@@ -1,6 +1,7 @@
 """The analysis calls under the name that scripts know; all of them are in :mod:`qatlib`, too."""
 
 from qatlib.analysis.bad_case import find_bad_case
+from qatlib.analysis.channels import channel_similarity
 from qatlib.analysis.conversion_loss import bisect_conversion
 from qatlib.analysis.deploy import check_deploy_device
 from qatlib.analysis.features import get_raw_features, profile_featuremap
@@ -15,6 +16,7 @@ from qatlib.graph.unshare import get_module_called_count
 
 __all__ = [
     "bisect_conversion",
+    "channel_similarity",
     "check_deploy_device",
     "check_qconfig",
     "check_unfused_operations",

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qatlib.analysis.batches import Batch, samples_at_once
 from qatlib.analysis.pieces import pieces, real
 from qatlib.analysis.records import Capture, Mode, OpRecord, Unmeasured
 from qatlib.analysis.sides import FloatSide, Other, Output, Reference, UnmeasurableError
@@ -132,16 +133,18 @@ def capture(
 ) -> Capture:
     """Run both sides over ``batches`` once and return a record per node, in the order of ``nodes``.
 
-    ``measure(reference, other) -> float`` is an extra similarity of the user's. Raises TrainingError (QAT165) when an
-    output is NaN or infinite.
+    ``measure(reference, other) -> float`` is an extra similarity of the user's, of whole batches. Raises TrainingError
+    (QAT165) when an output is NaN or infinite.
     """
+    most = 0 if measure else samples_at_once(nodes)
     nodes = [node for node in nodes if node.op != INPUT]
     gauges = {node.name: _Gauge(node, other, measure, isinstance(reference, FloatSide)) for node in nodes}
     count = samples = 0
     with torch.no_grad():
         for batch in batches:
             inputs = (batch,) if isinstance(batch, Tensor) else tuple(batch)
-            _one_batch(reference, other, gauges, inputs)
+            for part in Batch(inputs).parts(most):
+                _one_batch(reference, other, gauges, part.inputs)
             count, samples = count + 1, samples + int(inputs[0].shape[0])
     calls = calls_of_shared(nodes)
     return Capture(

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from qatlib.analysis.batches import Batch, peek
+from qatlib.analysis.batches import Batch, peek, samples_at_once
 from qatlib.analysis.distance import Distance, Meter, NewMetric
 from qatlib.analysis.pieces import real
 from qatlib.analysis.records import Unmeasured
@@ -123,7 +123,8 @@ class _Trials:
     """Runs of the network with some ops in integers and all others in fake-quant form."""
 
     def __init__(self, fake: FakeQuantModel, side: IntegerSide, batches: list[Batch], metric: NewMetric | None) -> None:
-        self.batches = [batch.to(fake.state_code.device) for batch in batches]
+        most = samples_at_once(fake.graph.nodes, fake.graph.outputs)
+        self.batches = [part for batch in batches for part in batch.to(fake.state_code.device).parts(most)]
         self._fake, self._side, self._metric = fake, side, metric
         self.unmeasured: dict[str, Unmeasured] = {}
         self.names: set[str] = set()

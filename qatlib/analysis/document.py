@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from qatlib.analysis.summary import DIGITS
@@ -13,12 +14,11 @@ if TYPE_CHECKING:
     from qatlib.analysis.distance import Distance
     from qatlib.analysis.facts import Facts
     from qatlib.analysis.findings import Found
-    from qatlib.analysis.op_facts import OpFact
     from qatlib.analysis.records import Capture, OpRecord
     from qatlib.analysis.stats import Comparison, Summary
     from qatlib.analysis.study import Study
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 OPS = "ops"
 """Key of the long list, of which every item takes one line of the file."""
 _SCALE_DIGITS = 9
@@ -38,12 +38,8 @@ def analysis_document(facts: Facts, found: Found) -> dict[str, Any]:
             "higher_is_better": facts.higher_is_better,
             "captures": {seen.mode: _capture(seen) for seen in captures},
             OPS: [{"mode": seen.mode, **_op(record)} for seen in captures for record in seen.records],
-            "program": [_program_op(op) for op in facts.ops],
             "inputs": facts.inputs,
-            "formats": facts.formats,
-            "ranges": facts.ranges,
             "unfused": facts.unfused,
-            "coverage": facts.coverage,
             "study": None if facts.study is None else _study(facts.study),
             "findings": [{"code": f.code, "severity": f.severity, "module": f.module} for f in found.findings],
             "ignored": [{"code": i.finding.code, "module": i.finding.module} for i in found.ignored],
@@ -89,8 +85,15 @@ def _op(record: OpRecord) -> dict[str, Any]:
         "other": _range(record.other),
         "accumulated": _errors(record.accumulated),
         "same_input": _errors(record.same_input),
-        "channel_amax": record.channel_amax,
+        "channels": _channels(record.channel_amax),
     }
+
+
+def _channels(amax: Sequence[float]) -> dict[str, Any] | None:
+    """How the largest magnitudes of an op's channels are spread."""
+    if not amax:
+        return None
+    return {"count": len(amax), "dead": sum(m == 0.0 for m in amax), "median": median(amax), "largest": max(amax)}
 
 
 def _range(seen: Summary | None) -> dict[str, Any] | None:
@@ -115,10 +118,6 @@ def _errors(seen: Comparison | None) -> dict[str, Any] | None:
         "above_1_lsb": seen.above_1_lsb,
         "saturated": seen.saturated,
     }
-
-
-def _program_op(op: OpFact) -> dict[str, Any]:
-    return {**asdict(op), "module": op.where}
 
 
 def _study(study: Study) -> dict[str, Any]:

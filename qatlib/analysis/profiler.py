@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from qatlib.analysis.batches import peek
 from qatlib.analysis.call_sites import shared_calls, write_shared
 from qatlib.analysis.capture import Inputs, capture
 from qatlib.analysis.facts import Facts, input_facts
@@ -19,9 +18,9 @@ from qatlib.analysis.parameters import parameters_of
 from qatlib.analysis.records import Capture, Mode
 from qatlib.analysis.report import ReportData, write_report
 from qatlib.analysis.rules import run_rules
-from qatlib.analysis.sides import FakeSide, FloatSide, IntegerSide
+from qatlib.analysis.sides import IntegerSide
 from qatlib.analysis.similarity import SimilarityTable, check_measure, similarity_table, write_similarity
-from qatlib.analysis.states import emulator_of, float_view, require_mode, require_quantized, require_untrained
+from qatlib.analysis.states import emulator_of, neighbours
 from qatlib.analysis.statistics import statistics_table, write_statistics
 from qatlib.analysis.stats import Measure
 from qatlib.analysis.unfused import unfused_operations
@@ -40,24 +39,9 @@ def capture_pair(
     FakeQuantModel, and the Program runs there. Raises StateError (QAT155 to QAT158) for models in the wrong state and
     ConfigError (QAT108) for another mode.
     """
-    require_mode(mode)
-    if mode == "FvsQ":
-        quantized = require_quantized(model2, "model2")
-        require_untrained(quantized, "model2")
-        device = quantized.state_code.device
-        batches, first = peek(inputs, quantized.graph.inputs)
-        view = float_view(model1, quantized, first.to(device).inputs)
-        given = (batch.to(device).inputs for batch in batches)
-        return capture(FloatSide(view), FakeSide(quantized), quantized.graph.nodes, given, mode, measure)
-    fake = require_quantized(model1, "model1")
-    if mode == "CvsQ":
-        require_untrained(fake, "model1")
-    device = fake.state_code.device
-    other = IntegerSide(emulator_of(model2, device))
-    batches, _ = peek(inputs, fake.graph.inputs)
-    given = (batch.to(device).inputs for batch in batches)
-    seen = capture(FakeSide(fake), other, fake.graph.nodes, given, mode, measure)
-    return replace(seen, saturations=other.saturations())
+    pair = neighbours(model1, model2, inputs, mode)
+    seen = capture(pair.reference, pair.other, pair.nodes, pair.batches, mode, measure)
+    return replace(seen, saturations=pair.other.saturations()) if isinstance(pair.other, IntegerSide) else seen
 
 
 def featuremap_similarity(

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from qatlib.analysis.batches import peek
+from qatlib.analysis.batches import peek, samples_at_once
 from qatlib.analysis.distance import Distance, Meter, NewMetric
 from qatlib.analysis.records import Unmeasured
 from qatlib.analysis.replay import FLOAT, Form, FormedModel, Replay
@@ -111,7 +111,8 @@ def sensitivity(
     meters = {plan: Meter(metric) for plan in plans}
     whole, exact = Meter(metric), Meter(metric)
     samples = computed = 0
-    for batch in (b.to(device) for b in data):
+    most = samples_at_once(model.graph.nodes, model.graph.outputs)
+    for batch in (part for b in data for part in b.to(device).parts(most)):
         rounded = Replay(formed.model, batch.inputs, formed.computing(formed.full))
         base = Replay(formed.model, batch.inputs, formed.computing({}))
         reference = base.outputs
@@ -124,7 +125,7 @@ def sensitivity(
             leaves = replay.variant(unit.ops, formed.computing(plans[unit, kind, part]))
             meter.add(reference, leaves, replay.nested(leaves), batch.targets)
         samples += len(batch)
-        computed += base.computed + rounded.computed
+        computed += len(batch) * (base.computed + rounded.computed)
     total = whole.result()
     trials = [_trial(*plan, meter.result(), total) for plan, meter in meters.items()]
     on = [(scores[t.unit.name], t.distance.noise) for t in trials if (t.kind, t.part) == ("on", "all")]
@@ -136,7 +137,7 @@ def sensitivity(
         scores=scores,
         correlation=rank_correlation(*zip(*on, strict=True)) if len(on) > 2 else None,
         unmeasured=tuple(unmeasured),
-        forwards=computed / max(1, len(model.graph.nodes) - len(model.graph.inputs)),
+        forwards=computed / max(1, samples * (len(model.graph.nodes) - len(model.graph.inputs))),
     )
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from qatlib.analysis.records import STAGES_OF
+from qatlib.analysis.batches import peek
+from qatlib.analysis.records import STAGES_OF, Mode
+from qatlib.analysis.sides import FakeSide, FloatSide, IntegerSide
 from qatlib.emulator import Emulator
 from qatlib.errors import ConfigError, StateError
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
 from qatlib.fake.state import FakeQuantState
+from qatlib.graph.ir import Node
 from qatlib.program import Program
 
 _VALIDATION = "Call model.eval(), then set_fake_quantize(model, FakeQuantState.VALIDATION)"
@@ -75,6 +80,36 @@ def emulator_of(model: Any, device: torch.device | None = None) -> Emulator:
             "Pass what convert_fx returned",
         )
     return Emulator(program, device or "cpu")
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Two adjacent models, the nodes they have in common, and batches of inputs on their device."""
+
+    reference: FloatSide | FakeSide
+    other: FakeSide | IntegerSide
+    nodes: Sequence[Node]
+    batches: Iterator[tuple[Tensor, ...]]
+
+
+def neighbours(model1: Any, model2: Any, inputs: Any, mode: Mode) -> Neighbours:
+    """The models of ``mode`` in the states it asks for; arguments and errors of :func:`.profiler.capture_pair`."""
+    require_mode(mode)
+    if mode == "FvsQ":
+        quantized = require_quantized(model2, "model2")
+        require_untrained(quantized, "model2")
+        batches, first = peek(inputs, quantized.graph.inputs)
+        device = quantized.state_code.device
+        reference: FloatSide | FakeSide = FloatSide(float_view(model1, quantized, first.to(device).inputs))
+        other: FakeSide | IntegerSide = FakeSide(quantized)
+    else:
+        quantized = require_quantized(model1, "model1")
+        if mode == "CvsQ":
+            require_untrained(quantized, "model1")
+        device = quantized.state_code.device
+        reference, other = FakeSide(quantized), IntegerSide(emulator_of(model2, device))
+        batches, _ = peek(inputs, quantized.graph.inputs)
+    return Neighbours(reference, other, quantized.graph.nodes, (batch.to(device).inputs for batch in batches))
 
 
 def float_view(model: nn.Module, quantized: FakeQuantModel, inputs: tuple[Tensor, ...]) -> FakeQuantModel:

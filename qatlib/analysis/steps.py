@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from qatlib.analysis.batches import peek
+from qatlib.analysis.batches import peek, samples_at_once
 from qatlib.analysis.distance import Distance, Meter, NewMetric
 from qatlib.analysis.replay import Form, FormedModel, Replay
 from qatlib.analysis.states import require_quantized
@@ -53,7 +53,8 @@ def step_quantization(
     units = units_of(model, formed.full, groups)
     start, first, alone = Meter(metric), [Meter(metric) for _ in units], [Meter(metric) for _ in units]
     samples = 0
-    for batch in (b.to(device) for b in data):
+    most = samples_at_once(model.graph.nodes, model.graph.outputs)
+    for batch in (part for b in data for part in b.to(device).parts(most)):
         replay = Replay(formed.model, batch.inputs, formed.computing({}))
         reference = replay.outputs
         start.add(reference, reference, replay.nested(reference), batch.targets)

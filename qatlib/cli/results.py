@@ -116,13 +116,17 @@ def sensitivity(out: Path | None, **options: Any) -> None:
 @click.argument("mode", type=click.Choice(["FvsQ", "QvsQ", "CvsQ"]))
 @click.option("--images", type=click.IntRange(min=1), help="Validation images to look at; default those of analyze.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for page and tables; default profile/MODE.")
-def profile(mode: Any, images: int | None, out: Path | None) -> None:
+@click.option(
+    "--channels", multiple=True, metavar="MODULE", help="Also its outputs channel by channel; may be repeated."
+)
+def profile(mode: Any, images: int | None, out: Path | None, channels: tuple[str, ...]) -> None:
     """Compare two neighbours among the models of the last run, op by op: page, similarity tables, findings.
 
     FvsQ: float and calibrated; QvsQ: what ships as fake-quant and as integers; CvsQ: the calibrated model and the
     integers made of it, without the training between.
     """
     with one_line_errors():
+        from qatlib.analysis.channels import channel_similarity, write_channels
         from qatlib.analysis.pairs import pipeline_pair
         from qatlib.analysis.profiler import model_profiler
         from qatlib.cli.profile_view import show
@@ -133,6 +137,9 @@ def profile(mode: Any, images: int | None, out: Path | None) -> None:
         section = project.config.analyze
         first, second = pipeline_pair(project, mode)
         count, folder = images or section.batches * section.batch_size, out or Path("profile") / mode
+        if channels:
+            data = project.batches("val", count, section.batch_size)
+            write_channels(channel_similarity(first, second, data, channels, mode), mode, folder)
         findings = model_profiler(first, second, project.batches("val", count, section.batch_size), mode, folder)
         console().print(show(folder, mode, findings))
 
