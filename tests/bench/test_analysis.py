@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -31,15 +30,6 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.third(self.second(self.first(x))).mean((2, 3)))  # type: ignore[no-any-return]
-
-
-@pytest.fixture(autouse=True)
-def any_algorithm() -> Iterator[None]:
-    """torch.ao's resize has no deterministic form, which a stage that ran before in this process asks for."""
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(False)
-    yield
-    torch.use_deterministic_algorithms(deterministic)
 
 
 @pytest.fixture

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner, Result
 from ruamel.yaml import YAML
 from torch import Tensor
@@ -43,16 +41,13 @@ def weights() -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def folder(weights: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A project, the working directory; threads and determinism are put back, which a Project sets."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+def folder(weights: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project, the working directory."""
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.chdir(tmp_path)
     save_tensors("float.safetensors", weights)
     write_params(tmp_path)
-    yield tmp_path
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+    return tmp_path
 
 
 def scores(rows: list[Row], form: str, method: str) -> tuple[float | None, float | None, int]:

@@ -23,10 +23,8 @@ OUTPUTS = ("float.safetensors", "metrics.json")
 
 @pytest.fixture(autouse=True)
 def _torch_as_before() -> Iterator[None]:
-    threads, fill = torch.get_num_threads(), torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
 
 

@@ -6,11 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
+from torch import Tensor
 
 from qatlib.pipeline.checkpoint import save_tensors
 from tests.pipeline import tiny
@@ -26,6 +28,8 @@ SETTINGS: dict[str, Any] = {
     "float_check": {"floor": 0.5, "gap_images": 128},
     "goals": [{"metric": "ratio.integer", "min": 0.9}],
 }
+
+Enter = Callable[[str, Mapping[str, Tensor]], Path]
 
 
 class Repository:
@@ -89,6 +93,21 @@ def create(folder: Path) -> Repository:
     repository.run("git", "add", "-A")
     repository.run("git", "commit", "-qm", "start")
     return repository
+
+
+@pytest.fixture
+def enter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Enter:
+    """Goes into a folder with the user's code, ``their.py``, and the weights of the float model."""
+
+    def go(code: str, weights: Mapping[str, Tensor]) -> Path:
+        (tmp_path / "their.py").write_text(code)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.delitem(sys.modules, "their", raising=False)
+        save_tensors("float.safetensors", dict(weights))
+        return tmp_path
+
+    return go
 
 
 @pytest.fixture(scope="session")

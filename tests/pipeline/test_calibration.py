@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,11 @@ from qatlib.pipeline.calibration import (
     read_comparison,
     write_comparison,
 )
-from qatlib.pipeline.checkpoint import save_tensors
 from qatlib.pipeline.config import CalibrateParams, Config
 from qatlib.pipeline.project import Project
 from stages.calibrate import main
 from tests.pipeline import tiny
+from tests.pipeline.conftest import Enter
 
 BASE: dict[str, Any] = {
     "model": {"factory": "tests.pipeline.tiny:build_model", "checkpoint": "float.safetensors", "code": "tiny.py"},
@@ -45,14 +44,8 @@ def weights() -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A project's folder; threads and determinism are put back, which a Project sets."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    save_tensors(tmp_path / "float.safetensors", weights)
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+def folder(enter: Enter, weights: dict[str, Tensor]) -> Path:
+    return enter("", weights)
 
 
 def project(**section: Any) -> Project:

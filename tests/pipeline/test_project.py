@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from qatlib.pipeline.checkpoint import load_weights, read_metadata, save_tensors
 from qatlib.pipeline.config import Config
 from qatlib.pipeline.project import Project
 from tests.models import everything, images
+from tests.pipeline.conftest import Enter
 
 USER = """
 import torch
@@ -67,17 +66,8 @@ def data(split):
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where the user's files are; threads and determinism are put back, which a Project sets."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    (tmp_path / "their.py").write_text(USER)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "their", raising=False)
-    save_tensors("float.safetensors", everything().state_dict())
-    yield tmp_path
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+def folder(enter: Enter) -> Path:
+    return enter(USER, everything().state_dict())
 
 
 def config(**sections: Any) -> Config:

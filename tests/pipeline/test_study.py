@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-import torch
 
 from qatlib.analysis.bad_case import find_bad_case
 from qatlib.analysis.facts import Facts
@@ -19,6 +15,7 @@ from qatlib.pipeline.checkpoint import save_tensors
 from qatlib.pipeline.config import Config
 from qatlib.pipeline.conversion import program_of
 from qatlib.pipeline.project import Project
+from tests.pipeline.conftest import Enter
 
 USER = """
 import torch
@@ -47,21 +44,15 @@ def data(split):
 """
 
 
-def test_bad_cases_are_left_out_with_a_note(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    (tmp_path / "layered.py").write_text(USER)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "layered", raising=False)
-    import layered  # type: ignore[import-not-found]
+def test_bad_cases_are_left_out_with_a_note(enter: Enter, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = enter(USER, {})
+    import their  # type: ignore[import-not-found]
 
-    save_tensors("float.safetensors", layered.build().state_dict())
+    save_tensors("float.safetensors", their.build().state_dict())
     config = Config.model_validate(
         {
-            "model": {"factory": "layered:build", "checkpoint": "float.safetensors", "code": "layered.py"},
-            "data": {"factory": "layered:data", "code": "layered.py", "batch_size": 16},
+            "model": {"factory": "their:build", "checkpoint": "float.safetensors", "code": "their.py"},
+            "data": {"factory": "their:data", "code": "their.py", "batch_size": 16},
             "compile": {"target": "bayes-like"},
             "analyze": {"sensitivity": {"images": 16, "batch_size": 8}},
         }
@@ -74,17 +65,16 @@ def test_bad_cases_are_left_out_with_a_note(
     program_of(project, fake).save("artifacts/program")
     assert config.analyze.sensitivity is not None
     study = study_of(project, config.analyze.sensitivity)
-    torch.use_deterministic_algorithms(deterministic)
     assert study.steps is not None
     assert study.conversion is not None
     assert study.bad_cases == ()
     assert study.notes == tuple(
         f"bad cases of {mode} are not measured: outputs has shape [1, 8, 4] for 8 samples" for mode in ("FvsQ", "QvsQ")
     )
-    write_study(study, tmp_path / "reports")
-    assert (tmp_path / "reports/bad_cases.csv").read_text().count("\n") == 1
+    write_study(study, folder / "reports")
+    assert (folder / "reports/bad_cases.csv").read_text().count("\n") == 1
     show(study)
     assert study.notes[0] in capsys.readouterr().out.replace("\n", " ")
-    assert publish(Facts(study=study), tmp_path / "reports").notes == study.notes
+    assert publish(Facts(study=study), folder / "reports").notes == study.notes
     with pytest.raises(DataError, match="QAT218"):
         find_bad_case(project.float_model, fake, project.batches("val", 16, 8))

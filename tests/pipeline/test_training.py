@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,13 @@ from qatlib.fake.first_loss import FirstLoss
 from qatlib.fake.model import set_fake_quantize
 from qatlib.fake.state import FakeQuantState
 from qatlib.fake.train import Trained
-from qatlib.pipeline.checkpoint import save_tensors
 from qatlib.pipeline.config import Config
 from qatlib.pipeline.metrics import Evaluation
 from qatlib.pipeline.project import Project
 from qatlib.pipeline.reporting import Shown, write_history
 from qatlib.pipeline.training import last_epoch_gain, qat_metrics, trainer_of
 from tests.models import everything
+from tests.pipeline.conftest import Enter
 
 USER = """
 import torch
@@ -45,23 +43,14 @@ def data(split, jitter=0.0, items=40):
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where the user's files are; threads and determinism are put back, which a Project sets."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    (tmp_path / "theirs.py").write_text(USER)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "theirs", raising=False)
-    save_tensors("float.safetensors", everything().state_dict())
-    yield tmp_path
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+def folder(enter: Enter) -> Path:
+    return enter(USER, everything().state_dict())
 
 
 def project(data: dict[str, Any] | None = None, **qat: Any) -> Project:
     document: dict[str, Any] = {
-        "model": {"factory": "theirs:build", "checkpoint": "float.safetensors", "code": "theirs.py"},
-        "data": {"factory": "theirs:data", "code": "theirs.py", "batch_size": 16, **(data or {})},
+        "model": {"factory": "their:build", "checkpoint": "float.safetensors", "code": "their.py"},
+        "data": {"factory": "their:data", "code": "their.py", "batch_size": 16, **(data or {})},
         "qat": {"epochs": 1, "batch_size": 16, "averaging_constant": 0.0, **qat},
     }
     return Project(Config.model_validate(document))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,11 @@ from qatlib.fake.calibrate import calibrate
 from qatlib.fake.model import FakeQuantModel, set_fake_quantize
 from qatlib.fake.state import FakeQuantState
 from qatlib.graph.unshare import get_module_called_count
-from qatlib.pipeline.checkpoint import save_tensors
 from qatlib.pipeline.config import Config
 from qatlib.pipeline.project import Project
 from tests.graph.test_unshare import shared
 from tests.models import images
+from tests.pipeline.conftest import Enter
 
 USER = """
 import torch
@@ -36,16 +34,8 @@ def data(split):
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    (tmp_path / "their.py").write_text(USER)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "their", raising=False)
-    save_tensors("float.safetensors", shared().state_dict())
-    yield tmp_path
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+def folder(enter: Enter) -> Path:
+    return enter(USER, shared().state_dict())
 
 
 def project(unshare: Any = None, tied: bool = True, **sections: Any) -> Project:
