@@ -17,6 +17,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 
 from qatlib.errors import ConfigError
 from qatlib.pipeline.params import (
@@ -70,6 +71,10 @@ __all__ = [
     "load_config",
     "yaml_values",
 ]
+
+
+# Far more than any configuration has; without limits a small file can take all memory.
+_MAX_BYTES, _MAX_VALUES, _MAX_DEPTH = 1 << 20, 100_000, 64
 
 
 class Config(Params):
@@ -126,7 +131,16 @@ def yaml_values(text: str) -> Any:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        document = yaml_values(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            blob = file.read(_MAX_BYTES + 1)
+        if len(blob) > _MAX_BYTES:
+            raise ConfigError("QAT100", str(path), f"is larger than {_MAX_BYTES} bytes", "Name a params.yaml")
+        text = blob.decode()
+        if _too_deep(text):
+            raise ConfigError("QAT100", str(path), f"is nested deeper than {_MAX_DEPTH} levels", "Write fewer levels")
+        document = yaml_values(text)
+    except ConfigError:
+        raise
     except OSError as error:
         raise ConfigError(
             "QAT100", str(path), f"cannot be read ({error.strerror})", "Run in the project root"
@@ -136,10 +150,36 @@ def _read(path: Path) -> dict[str, Any]:
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         what = getattr(error, "problem", None) or str(error)
         raise ConfigError("QAT100", where, f"is not valid YAML: {what.strip()}", "Correct that line") from None
+    if not _bounded(document, {}, 0):
+        seen = f"refers to itself, or its aliases stand for more than {_MAX_VALUES} values or {_MAX_DEPTH} levels"
+        raise ConfigError("QAT100", str(path), seen, "Spell the values out")
     if not isinstance(document, dict):
         seen = "is empty" if document is None else f"holds a {type(document).__name__}, not sections with keys"
         raise ConfigError("QAT100", str(path), seen, "Start from the params.yaml of the repository")
     return document
+
+
+def _too_deep(text: str) -> bool:
+    """Whether ``text`` nests too deep, found before anything is built from it."""
+    depth = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            return True
+    return False
+
+
+def _bounded(value: Any, sizes: dict[int, int], depth: int) -> bool:
+    """Whether ``value`` with all that its aliases stand for is small; ``sizes`` by identity, 0 while being counted."""
+    if not isinstance(value, dict | list):
+        return True
+    if id(value) not in sizes:
+        sizes[id(value)] = 0
+        children = list(value.values()) if isinstance(value, dict) else value
+        if depth >= _MAX_DEPTH or not all(_bounded(child, sizes, depth + 1) for child in children):
+            return False
+        sizes[id(value)] = 1 + sum(sizes.get(id(child), 1) for child in children)
+    return 0 < sizes[id(value)] <= _MAX_VALUES
 
 
 def _dates(value: Any, key: str) -> Iterator[tuple[str, str]]:
