@@ -62,7 +62,7 @@ class ProgramError(QatError, ValueError):
 
 
 class CompileError(QatError, ValueError):
-    """A target description or a Program for that target is not acceptable (QAT183 to QAT189)."""
+    """A target description or a Program for that target is not acceptable (QAT183 to QAT189, QAT250)."""
 
 
 class StageError(QatError, RuntimeError):

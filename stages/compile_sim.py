@@ -34,7 +34,7 @@ def main(config: Config) -> None:
         write_json(f"{REPORTS}/performance.json", {})
         write_metrics(f"{REPORTS}/metrics.json", "compiled", {"refused_ops": len(refusals)})
         return
-    executable = compile_model(program, target)
+    executable = compile_model(program, target, config.compile.options)
     checked = check_compiled(project, program, executable, config.compile.check_images)
     # On the CPU, whose memory the plan divides.
     scored = evaluate(lambda *x: program.nest(executable.run(*x)), project.batches("test"), project.metric(), "cpu")

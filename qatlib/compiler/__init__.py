@@ -1,17 +1,19 @@
 """From a Program to an accelerator: what the target refuses, where each value lives, what it would cost.
 
-``compile_model`` runs, in this order: legalize (:mod:`.legalize`), order (:mod:`.steps`), memory plan (:mod:`.memory`),
-estimate (:mod:`.perf`). Fusing or cutting ops rewrites the Program and belongs before the memory plan; an order other
-than one op after the other belongs in :mod:`.steps`. The Executable runs bit for bit as the Program does.
+``compile_model`` runs, in this order: legalize (:mod:`.legalize`), order (:mod:`.steps`), memory plan (:mod:`.memory`;
+which one, :mod:`.choose` decides by the options, with :mod:`.search`), estimate (:mod:`.perf`). Fusing or cutting ops
+rewrites the Program and belongs before the memory plan. The Executable runs bit for bit as the Program does.
 """
 
 from qatlib.compiler.executable import Executable, compile_model
 from qatlib.compiler.legalize import Violation, check_model
 from qatlib.compiler.memory import MemoryPlan
+from qatlib.compiler.options import CompileOptions
 from qatlib.compiler.perf import OpEstimate, Performance, perf_model
 from qatlib.compiler.target import Target, load_target, shipped_targets
 
 __all__ = [
+    "CompileOptions",
     "Executable",
     "MemoryPlan",
     "OpEstimate",

@@ -16,6 +16,8 @@ from qatlib.ops.work import Size, Work
 _Ints = NDArray[np.int64]
 _VECTOR_TILE: Size = (1, 1, 1)
 _ACCUMULATOR_BYTES = 4
+_MOST_BLOCKS = 1 << 20
+"""Blocks that are compared; of more only those that cut evenly."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,12 @@ class Cut:
     ifm: Size
 
 
-def cut_array(work: Work, target: Target) -> Cut:
-    """The cut of work for the array."""
-    step = choose_step(work, target)
-    tile = choose_tile(work, target)
-    return _cut(work, target, step, tile, operands=1, accumulates=True)
+def cut_array(work: Work, target: Target, block: Size | None = None) -> Cut:
+    """The cut of work for the array, into ``block`` of outputs if that is one of its :func:`blocks`."""
+    return _cut(work, target, _Fit(work, target, operands=1, accumulates=True), block)
 
 
-def cut_vector(work: Work, target: Target, operands: int) -> Cut:
+def cut_vector(work: Work, target: Target, operands: int, block: Size | None = None) -> Cut:
     """The cut of work for the vector unit, or for a unit of its own, which reads ``operands`` maps of equal size."""
     step = target.mac_array.depth_first
     unit = target.resize_unit
@@ -46,7 +46,7 @@ def cut_vector(work: Work, target: Target, operands: int) -> Cut:
         width = min(columns, max(1, unit.columns * columns // narrow))
         depth = min(channels, target.buffers.block_channels)
         return _cut_to(work, step, _VECTOR_TILE, (1, width, depth), (2, width, depth))
-    return _cut(work, target, step, choose_tile(work, target), operands=operands, accumulates=False)
+    return _cut(work, target, _Fit(work, target, operands, accumulates=False), block)
 
 
 def choose_step(work: Work, target: Target) -> Step:
@@ -72,37 +72,78 @@ def choose_tile(work: Work, target: Target) -> Size:
     return min(options, key=lambda tile: math.prod(map(fill, work.ofm, tile)))
 
 
-def _cut(work: Work, target: Target, step: Step, tile: Size, operands: int, accumulates: bool) -> Cut:
-    """Of all blocks of whole tiles that fit the buffers, the one that reads the least; of equal ones the largest.
+def blocks(work: Work, target: Target, count: int) -> tuple[Size, ...]:
+    """Up to ``count`` blocks of outputs for the array that fit the buffers, those that read least first.
 
-    Work of the vector unit takes the largest block that fits. If none fits, the one with the smallest input is taken.
+    Of blocks that cut the map into as many pieces along each axis only the first is named.
     """
-    whole: Size = work.ofm if work.form != "reduction" else work.ifm
-    rows, columns, depths = _sizes(whole, tile, target)
-    h, w, d = np.meshgrid(rows, columns, depths, indexing="ij")
-    buffers = target.buffers
-    own = work.own_channel or work.form != "sums"
-    window = target.mac_array.max_kernel or 2**16
-    ih, iw = (
-        fill((n - 1) * stride + (min(kernel, window) - 1) * apart + 1, granule)
-        for n, stride, kernel, apart, granule in zip(
-            (h, w), work.stride, work.kernel, work.dilation, tile, strict=False
+    fit = _Fit(work, target, operands=1, accumulates=True)
+    found: dict[Size, Size] = {}
+    for at in fit.order[: int(fit.fits.sum())]:
+        block = fit.block(at)
+        rows, columns, channels = map(pieces, fit.whole, block)
+        found.setdefault((rows, columns, channels), block)
+        if len(found) == count:
+            break
+    return tuple(found.values())
+
+
+class _Fit:
+    """All blocks of whole tiles, and their order: those that fit, by what they read; of equal ones the largest.
+
+    For work of the vector unit the largest block comes first. If none fits, the one with the smallest input does.
+    """
+
+    def __init__(self, work: Work, target: Target, operands: int, accumulates: bool) -> None:
+        self.step = choose_step(work, target) if accumulates else target.mac_array.depth_first
+        self.tile = choose_tile(work, target)
+        self.whole: Size = work.ofm if work.form != "reduction" else work.ifm
+        self.sizes = _sizes(self.whole, self.tile, target)
+        h, w, d = np.meshgrid(*self.sizes, indexing="ij")
+        buffers = target.buffers
+        own = work.own_channel or work.form != "sums"
+        window = target.mac_array.max_kernel or 2**16
+        ih, iw = (
+            fill((n - 1) * stride + (min(kernel, window) - 1) * apart + 1, granule)
+            for n, stride, kernel, apart, granule in zip(
+                (h, w), work.stride, work.kernel, work.dilation, self.tile, strict=False
+            )
         )
-    )
-    passes = min(work.ifm[2], step.pass_channels or step.channels)
-    ic = d if own else np.full_like(d, fill(passes, buffers.input_channels))
-    inputs = ih * iw * fill(ic, buffers.input_channels) * operands
-    sums = h * w * fill(d, tile[2]) * _ACCUMULATOR_BYTES * accumulates
-    fits = _fit(inputs, sums, target)
-    fits = fits if fits.any() else inputs == inputs.min()
-    if accumulates:
-        cost = _reads(work, window, (h, w, d), (ih, iw), own)
-        cost = np.where(math.prod(work.ifm) < 2 * ih * iw * ic, cost / 2, cost)  # the whole input stays
-    else:
-        cost = 1.0 / (h * w * d)
-    order = np.lexsort((d.ravel(), -(h * w * d).ravel(), np.where(fits, cost, np.inf).ravel()))
-    h, w, d, ih, iw, ic = (n.ravel()[order[:1]] for n in (h, w, d, ih, iw, ic))
-    return _cut_to(work, step, tile, (int(h[0]), int(w[0]), int(d[0])), (int(ih[0]), int(iw[0]), int(ic[0])))
+        passes = min(work.ifm[2], self.step.pass_channels or self.step.channels)
+        ic = d if own else np.full_like(d, fill(passes, buffers.input_channels))
+        inputs = ih * iw * fill(ic, buffers.input_channels) * operands
+        sums = h * w * fill(d, self.tile[2]) * _ACCUMULATOR_BYTES * accumulates
+        fits = buffers.hold(inputs, sums)
+        fits = fits if fits.any() else inputs == inputs.min()
+        if accumulates:
+            cost = _reads(work, window, (h, w, d), (ih, iw), own)
+            cost = np.where(math.prod(work.ifm) < 2 * ih * iw * ic, cost / 2, cost)  # the whole input stays
+        else:
+            cost = 1.0 / (h * w * d)
+        self.fits = fits.ravel()
+        self.order = np.lexsort((d.ravel(), -(h * w * d).ravel(), np.where(fits, cost, np.inf).ravel()))
+        self._outputs = tuple(n.ravel() for n in (h, w, d))
+        self._inputs = tuple(n.ravel() for n in (ih, iw, ic))
+
+    def block(self, at: int) -> Size:
+        rows, columns, channels = (int(n[at]) for n in self._outputs)
+        return rows, columns, channels
+
+    def inputs(self, at: int) -> Size:
+        rows, columns, channels = (int(n[at]) for n in self._inputs)
+        return rows, columns, channels
+
+    def find(self, block: Size) -> int:
+        """Place of a block that fits; ValueError for another."""
+        for at in np.flatnonzero(self.fits):
+            if self.block(int(at)) == block:
+                return int(at)
+        raise ValueError(f"{'x'.join(map(str, block))} is no block that fits the buffers")
+
+
+def _cut(work: Work, target: Target, fit: _Fit, block: Size | None) -> Cut:
+    at = int(fit.order[0]) if block is None else fit.find(block)
+    return _cut_to(work, fit.step, fit.tile, fit.block(at), fit.inputs(at))
 
 
 def _cut_to(work: Work, step: Step, tile: Size, outputs: Size, inputs: Size) -> Cut:
@@ -119,20 +160,18 @@ def _sizes(whole: Size, tile: Size, target: Target) -> tuple[_Ints, _Ints, _Ints
     )
     granule = buffers.block_channels
     if channels <= granule:
-        return rows, columns, np.array([fill(channels, tile[2])])
-    return rows, columns, np.arange(granule, fill(min(channels, buffers.max_block[2]), granule) + 1, granule)
+        depths = np.array([fill(channels, tile[2])])
+    else:
+        depths = np.arange(granule, fill(min(channels, buffers.max_block[2]), granule) + 1, granule)
+    if len(rows) * len(columns) * len(depths) > _MOST_BLOCKS:
+        rows, columns, depths = _even(rows), _even(columns), _even(depths)
+    return rows, columns, depths
 
 
-def _fit(inputs: _Ints, sums: _Ints, target: Target) -> NDArray[np.bool_]:
-    """Which blocks fit the buffers twice."""
-    buffers = target.buffers
-    granules = buffers.input_granule, buffers.accumulator_granule
-    twice = [fill(2 * fill(n, buffers.bank_bytes), g) for n, g in zip((inputs, sums), granules, strict=True)]
-    if buffers.shared_bytes is not None:
-        return np.asarray(twice[0] + twice[1] <= buffers.shared_bytes)
-    assert buffers.input_bytes is not None
-    assert buffers.accumulator_bytes is not None
-    return np.asarray((twice[0] <= buffers.input_bytes) & (twice[1] <= buffers.accumulator_bytes))
+def _even(sizes: _Ints) -> _Ints:
+    """Of sizes 1, 2, 3 ... times a step, those that cut the largest into another number of pieces than larger ones."""
+    counts = -(-len(sizes) // np.arange(1, len(sizes) + 1))
+    return sizes[np.unique(counts, return_index=True)[1][::-1]]
 
 
 def _reads(work: Work, window: int, block: tuple[Any, Any, Any], area: tuple[Any, Any], own: bool) -> Any:

@@ -1,34 +1,38 @@
 """Compiling a Program for a target, and running the result from its own planned memory.
 
-``compile_model`` = legalize → order → memory plan → estimate.
+``compile_model`` = legalize → choose (order, memory plan) → estimate.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from qatlib.atomic import Contents, atomic_folder, write_json
+from qatlib.compiler.choose import NO_SEARCH, Search, choose
 from qatlib.compiler.job import Job, describe
 from qatlib.compiler.legalize import check_model
 from qatlib.compiler.machine import Machine
-from qatlib.compiler.memory import MemoryPlan, constants, misfit, plan
+from qatlib.compiler.memory import MemoryPlan, constants, misfit
+from qatlib.compiler.options import DEFAULTS, CompileOptions, parse_options
 from qatlib.compiler.perf import Performance, estimate
 from qatlib.compiler.steps import Step, Unit, order_steps
 from qatlib.compiler.target import Target, load_target
 from qatlib.emulator import Emulator
 from qatlib.errors import CompileError, ProgramError
+from qatlib.ops.work import Size
 from qatlib.program import Program, Value
 
-SCHEMA: Literal[2] = 2
+SCHEMA: Literal[3] = 3
 CONTENTS = Contents(("executable.json", "refused.json"), ("program", "performance.json"))
 """``refused.json`` is what the pipeline writes in the place of an Executable that the target refuses."""
 _ARENA_BYTES = 1 << 25
@@ -37,13 +41,24 @@ _ARENA_BYTES = 1 << 25
 
 @dataclass(frozen=True)
 class Executable:
-    """A Program placed on a target: execution order, memory plan, estimate."""
+    """A Program placed on a target: execution order, memory plan, estimate.
+
+    ``blocks`` of outputs by op are those that a search chose, ``search`` says how it went.
+    """
 
     program: Program
     target: Target
     steps: tuple[Step, ...]
     memory: MemoryPlan
     performance: Performance
+    options: CompileOptions = DEFAULTS
+    blocks: Mapping[str, Size] = field(default_factory=dict)
+    search: Search = NO_SEARCH
+
+    @property
+    def job(self) -> Job:
+        """The work of every step, as the plan and the estimate see it."""
+        return describe(self.program, self.steps, self.target, self.options, self.blocks)
 
     def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Outputs for a batch, computed out of the planned SRAM and DRAM (see :class:`.machine.Machine` on batches).
@@ -103,7 +118,10 @@ class Executable:
         document = _Document(
             schema_version=SCHEMA,
             target=self.target,
+            options=self.options,
             steps=[_StepRecord(op=step.op.name, unit=step.unit) for step in self.steps],
+            blocks=dict(sorted(self.blocks.items())),
+            search=self.search,
             memory=self.memory,
         )
         with atomic_folder(folder, CONTENTS) as inside:
@@ -123,23 +141,35 @@ class Executable:
         again = "Compile the Program again"
         program = Program.load(folder / "program")
         try:
-            document = _Document.model_validate(json.loads(path.read_text()))
+            content = json.loads(path.read_text())
+            version = content.get("schema_version") if isinstance(content, dict) else None
+            if isinstance(version, int) and version != SCHEMA:
+                raise CompileError("QAT189", str(path), f"is of schema {version}; {SCHEMA} is read here", again)
+            document = _Document.model_validate(content)
         except OSError as error:
             raise CompileError("QAT189", str(path), f"cannot be read ({error.strerror})", again) from None
         except ValidationError as error:
             first = error.errors()[0]
             at = ".".join(str(part) for part in first["loc"])
             raise CompileError("QAT189", str(path), f"{at}: {first['msg']}", again) from None
-        except ValueError as error:
+        except CompileError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise CompileError("QAT189", str(path), f"is not JSON ({error})", again) from None
         steps = {step.op.name: step for step in order_steps(program)}
         if sorted((r.op, r.unit) for r in document.steps) != sorted((s.op.name, s.unit) for s in steps.values()):
             raise CompileError("QAT189", str(path), "names other ops than its Program", again)
+        if strange := sorted(set(document.blocks) - set(steps)):
+            raise CompileError("QAT189", str(path), f"has a block for {strange[0]!r}, which is no op", again)
         ordered = tuple(steps[record.op] for record in document.steps)
         broken = misfit(document.memory, program, ordered, document.target)
         if broken:
             raise CompileError("QAT189", str(path), broken, again)
-        return _assemble(describe(program, ordered, document.target), document.memory)
+        try:
+            job = describe(program, ordered, document.target, document.options, document.blocks)
+        except ValueError as error:
+            raise CompileError("QAT189", str(path), f"has a block that its target cannot: {error}", again) from None
+        return assemble(document.target, job, document.memory, document.blocks, document.search)
 
 
 class _StepRecord(BaseModel):
@@ -150,17 +180,24 @@ class _StepRecord(BaseModel):
 
 class _Document(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     target: Target
+    options: CompileOptions
     steps: list[_StepRecord]
+    blocks: dict[str, Annotated[Size, Field(strict=False)]]
+    search: Search
     memory: MemoryPlan
 
 
-def compile_model(program: Program, target: Target | str | Path) -> Executable:
+def compile_model(
+    program: Program, target: Target | str | Path, options: CompileOptions | Mapping[str, Any] | None = None
+) -> Executable:
     """Place ``program`` on ``target`` (a Target, a shipped name or the path of a YAML file).
 
-    Raises CompileError with every violation that :func:`qatlib.compiler.check_model` finds, under the first one's code.
+    Raises CompileError with every violation that :func:`qatlib.compiler.check_model` finds, under the first one's code,
+    and QAT250 for options that are wrong or that the target cannot.
     """
+    options = parse_options(options)
     if not isinstance(target, Target):
         target = load_target(target)
     violations = check_model(program, target)
@@ -169,12 +206,20 @@ def compile_model(program: Program, target: Target | str | Path) -> Executable:
         listed = "".join(f"\n  {violation}" for violation in violations)
         fix = f"Change these in qconfig or the model, or compile for a target other than {target.name}"
         raise CompileError(violations[0].code, f"target {target.name}", f"refuses the Program, {count}:{listed}", fix)
-    job = describe(program, order_steps(program), target)
-    return _assemble(job, plan(job))
+    choice = choose(program, target, options)
+    return assemble(target, choice.job, choice.memory, choice.blocks, choice.search)
 
 
-def _assemble(job: Job, memory: MemoryPlan) -> Executable:
-    return Executable(job.program, job.target, job.steps, memory, estimate(job, memory))
+def assemble(
+    target: Target,
+    job: Job,
+    memory: MemoryPlan,
+    blocks: Mapping[str, Size] = MappingProxyType({}),
+    search: Search = NO_SEARCH,
+) -> Executable:
+    """The Executable of a plan for ``job``, which is one of ``target``."""
+    performance = estimate(job, memory)
+    return Executable(job.program, target, job.steps, memory, performance, job.options, dict(blocks), search)
 
 
 def _batch(value: Value, x: Tensor) -> int:

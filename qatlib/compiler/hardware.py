@@ -6,7 +6,7 @@ Cycles are the accelerator's, sizes are bytes. What is left out costs nothing or
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,7 +167,21 @@ class Buffers(Strict):
             raise ValueError("give input_bytes and accumulator_bytes, or shared_bytes for both")
         if self.shared_bytes is not None and any(apart):
             raise ValueError("give shared_bytes or input_bytes and accumulator_bytes, not both")
+        if self.block_channels > self.max_block[2]:
+            raise ValueError(
+                f"block_channels is {self.block_channels}, max_block has only {self.max_block[2]} channels"
+            )
         return self
+
+    def hold(self, inputs: Count, sums: Count) -> Any:
+        """Whether two blocks of ``inputs`` and of ``sums`` bytes fit; of arrays, which of them."""
+        inputs = fill(2 * fill(inputs, self.bank_bytes), self.input_granule)
+        sums = fill(2 * fill(sums, self.bank_bytes), self.accumulator_granule)
+        if self.shared_bytes is not None:
+            return inputs + sums <= self.shared_bytes
+        assert self.input_bytes is not None
+        assert self.accumulator_bytes is not None
+        return (inputs <= self.input_bytes) & (sums <= self.accumulator_bytes)
 
 
 class Weights(Strict):
@@ -217,6 +231,8 @@ class Sram(Memory):
             raise ValueError(f"alignment is {self.alignment}; it must be a power of two")
         if self.bytes % self.alignment:
             raise ValueError(f"bytes is {self.bytes}; it must be a multiple of alignment ({self.alignment})")
+        if self.burst_bytes > self.bytes:
+            raise ValueError(f"burst_bytes is {self.burst_bytes}; it must not exceed bytes ({self.bytes})")
         return self
 
 

@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
 
+from qatlib.compiler.cycles import Timing, time
+from qatlib.compiler.options import DEFAULTS, CompileOptions
 from qatlib.compiler.steps import Step
 from qatlib.compiler.target import Target
 from qatlib.compiler.tasks import Map, Task, Tasks
-from qatlib.program import Program
+from qatlib.ops.work import Size
+from qatlib.program import Op, Program
+
+
+class Timer:
+    """Remembers how long a task takes: a choice of a plan asks again and again."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[object, ...], Timing] = {}
+        self._tasks: dict[int, Task] = {}  # a task that is remembered must keep its id
+
+    def time(self, task: Task, target: Target, off: Collection[str], staging: bool = True, slack: float = 0) -> Timing:
+        """See :func:`.cycles.time`; always of the same ``target``."""
+        self._tasks[id(task)] = task
+        away = tuple(at.name in off for at in (task.target, *task.inputs))
+        staged = staging and bool(task.weights)
+        key = (id(task), away, staged, slack if staged else 0)
+        if key not in self._found:
+            self._found[key] = time(task, target, off, staging, slack)
+        return self._found[key]
 
 
 @dataclass(frozen=True)
 class Job:
     """A Program as its memory plan sees it: the passes of every step, none for the host's steps, views and constants.
 
-    ``maps`` are the integer values that have a place; those in ``boundary`` enter or leave the accelerator.
+    ``maps`` are the integer values that have a place; those in ``boundary`` enter or leave the accelerator, those in
+    ``entering`` enter it. ``target`` is the machine as one of the cores that run sees it.
     """
 
     program: Program
@@ -24,17 +48,95 @@ class Job:
     maps: Mapping[str, Map]
     constants: frozenset[str]
     boundary: frozenset[str]
+    entering: frozenset[str]
     target: Target
+    options: CompileOptions
+    timer: Timer = field(default_factory=Timer, compare=False, repr=False)
+
+    @cached_property
+    def life(self) -> tuple[dict[str, int], dict[str, int]]:
+        """The step that makes each value, in that order, and the last one that needs it.
+
+        -1 is before the first step and the number of steps is after the last.
+        """
+        start = dict.fromkeys(self.program.inputs, -1) | {step.op.output: i for i, step in enumerate(self.steps)}
+        end = dict(start)
+        for i, step in enumerate(self.steps):
+            end |= dict.fromkeys(step.op.inputs, i)
+        return start, end | dict.fromkeys(self.program.outputs, len(self.steps))
+
+    @cached_property
+    def shown(self) -> tuple[str | None, ...]:
+        """What each step shows in another shape; None if it is no view."""
+        views = [step.unit == "npu" and not passes for step, passes in zip(self.steps, self.passes, strict=True)]
+        return tuple(
+            step.op.inputs[0] if view and step.op.inputs else None for step, view in zip(self.steps, views, strict=True)
+        )
+
+    @cached_property
+    def overlaid(self) -> tuple[tuple[tuple[str, ...], frozenset[str]], ...]:
+        """Inputs of each step in whose place its output can be computed if nothing needs them later, and its others."""
+        return tuple(self._overlaid(step.op, passes) for step, passes in zip(self.steps, self.passes, strict=True))
+
+    def _overlaid(self, op: Op, passes: tuple[Task, ...]) -> tuple[tuple[str, ...], frozenset[str]]:
+        if len(passes) != 1 or op.output in self.boundary:
+            return (), frozenset()
+        mine, overlays = self.maps[op.output], passes[0].work.overlays
+        names = [x for x in (op.inputs[i] for i in overlays) if x in self.maps and x not in self.boundary]
+        fit = (x for x in names if self.maps[x].size == mine.size and self.maps[x].element_bytes >= mine.element_bytes)
+        return tuple(fit), frozenset(x for i, x in enumerate(op.inputs) if i not in overlays)
+
+    @cached_property
+    def joining(self) -> frozenset[int]:
+        """Steps whose output is their inputs side by side, stored alike: each but the last fills its part exactly."""
+        found = set()
+        for at, (step, passes) in enumerate(zip(self.steps, self.passes, strict=True)):
+            names = step.op.inputs
+            if len(passes) != 1 or not passes[0].work.joins or any(x not in self.maps for x in names):
+                continue
+            parts, whole = [self.maps[x] for x in names], self.maps[step.op.output]
+            exact = all(part.stored_bytes == self.program.values[part.name].bytes() for part in parts[:-1])
+            if exact and all(part.brick == whole.brick for part in parts):
+                found.add(at)
+        return frozenset(found)
+
+    @property
+    def joins(self) -> frozenset[str]:
+        """What the steps in ``joining`` make."""
+        return frozenset(self.steps[at].op.output for at in self.joining)
+
+    @cached_property
+    def losses(self) -> dict[str, tuple[int, int]]:
+        """Cycles, and bytes from and to the DRAM, that each map costs if it alone is off chip."""
+        lost: dict[str, tuple[int, int]] = {}
+        for task in (task for passes in self.passes for task in passes):
+            inside = self.timer.time(task, self.target, self.constants)
+            for name in {task.target.name, *(x.name for x in task.inputs)} - self.constants:
+                away = self.timer.time(task, self.target, self.constants | {name})
+                cycles, moved = lost.get(name, (0, 0))
+                lost[name] = cycles + away.cycles - inside.cycles, moved + away.dram_bytes - inside.dram_bytes
+        return lost
 
 
-def describe(program: Program, steps: Sequence[Step], target: Target) -> Job:
-    """What ``target`` has to do for ``program``."""
+def describe(
+    program: Program,
+    steps: Sequence[Step],
+    target: Target,
+    options: CompileOptions = DEFAULTS,
+    blocks: Mapping[str, Size] = MappingProxyType({}),
+) -> Job:
+    """What ``target`` has to do for ``program``; ``blocks`` of outputs by op replace those that it would choose."""
+    target = target.share(options.cores)
     fixed = frozenset(op.output for op in program.ops if op.kind == "constant")
     host = [step.op for step in steps if step.unit == "host"]
-    border = {*program.inputs, *program.outputs, *(op.output for op in host), *(x for op in host for x in op.inputs)}
-    tasks = Tasks(program, target, frozenset(border))
+    entering = {*program.inputs, *(op.output for op in host if op.kind == "quantize")}
+    border = {*entering, *program.outputs, *(x for op in host for x in (op.output, *op.inputs))}
+    tasks = Tasks(program, target, frozenset(border), blocks)
     views = {step.op.output for step in steps if step.unit == "npu" and tasks.is_view(step.op)}
     idle = {*views, *fixed, *(op.output for op in host)}
     passes = tuple(() if step.op.output in idle else tasks.of(step.op) for step in steps)
     names = [name for name, value in program.values.items() if not value.qtype.is_float and name not in fixed]
-    return Job(program, tuple(steps), passes, {n: tasks.map(n) for n in names}, fixed, frozenset(border), target)
+    maps = {name: tasks.map(name) for name in names}
+    return Job(
+        program, tuple(steps), passes, maps, fixed, frozenset(border), frozenset(entering & set(names)), target, options
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 from qatlib.compiler.job import Job
 
@@ -13,6 +14,7 @@ class Buffer:
     """Bytes that one or several values share from step ``start`` to step ``end``, both included.
 
     -1 is before the first step and the number of steps is after the last. ``size`` is a multiple of the alignment.
+    ``inside`` are the places of the values in it, in bytes; without, all start with it.
     """
 
     name: str
@@ -20,37 +22,48 @@ class Buffer:
     start: int
     end: int
     size: int
+    inside: tuple[int, ...] = ()
 
     def meets(self, other: Buffer) -> bool:
         """True if both are alive at some step."""
         return self.start <= other.end and other.start <= self.end
 
+    def offsets(self) -> dict[str, int]:
+        """Place of each value."""
+        return dict(zip(self.values, self.inside or (0,) * len(self.values), strict=True))
 
-def lifetimes(job: Job, kept: Collection[str] | None = None) -> tuple[Buffer, ...]:
-    """Buffers in the order in which they come alive. Views share the bytes of what they show.
+
+def lifetimes(job: Job, kept: Collection[str] | None = None, apart: Collection[str] = ()) -> tuple[Buffer, ...]:
+    """Buffers in the order in which they are complete. Views share the bytes of what they show.
 
     With ``kept``, the values that the SRAM holds, what is computed in the place of an operand shares its bytes as well
-    if both are in the same memory.
+    if both are in the same memory, and what is nothing but its operands side by side those of all of them. Values in
+    ``apart`` are not made of their operands.
     """
-    program, steps = job.program, job.steps
-    start = dict.fromkeys(program.inputs, -1) | {step.op.output: i for i, step in enumerate(steps)}
-    end = dict(start)
-    for i, step in enumerate(steps):
-        end |= dict.fromkeys(step.op.inputs, i)
-    end |= dict.fromkeys(program.outputs, len(steps))
+    start, end = job.life
     root: dict[str, str] = {}
-    groups: dict[str, list[str]] = {}
-    for name in start:
+    groups: dict[str, dict[str, int]] = {}
+    for name, at in start.items():
         if name not in job.maps:
             continue
-        source = _shown(job, start[name], root) if start[name] >= 0 else None
-        if source is None and start[name] >= 0 and kept is not None:
-            over, others = _operands(job, start[name])
+        source = job.shown[at] if at >= 0 and job.shown[at] in root else None
+        if source is None and at >= 0 and kept is not None:
+            over, others = job.overlaid[at]
             taken = {root[x] for x in others if x in root}
             free = (x for x in over if x in root and root[x] not in taken and (x in kept) == (name in kept))
-            source = next((x for x in free if max(end[v] for v in groups[root[x]]) == start[name]), None)
-        root[name] = name if source is None else root[source]
-        groups.setdefault(root[name], []).append(name)
+            source = next((x for x in free if _ends(job, groups[root[x]]) == at), None)
+        if source is not None:
+            root[name] = root[source]
+            groups[root[name]][name] = groups[root[source]][source]
+            continue
+        groups[name] = {name: 0}
+        if kept is not None and at >= 0 and name not in apart and _joins(job, at, root, groups, kept):
+            operands = job.steps[at].op.inputs
+            ends = accumulate(job.maps[x].stored_bytes for x in operands)
+            for operand, stop in zip(operands, ends, strict=True):
+                place = stop - job.maps[operand].stored_bytes
+                groups[name] |= {v: place + inside for v, inside in groups.pop(root[operand]).items()}
+        root |= dict.fromkeys(groups[name], name)
     return tuple(
         Buffer(
             name=name,
@@ -58,24 +71,42 @@ def lifetimes(job: Job, kept: Collection[str] | None = None) -> tuple[Buffer, ..
             start=min(start[v] for v in values),
             end=max(end[v] for v in values),
             size=max(job.maps[v].stored_bytes for v in values),
+            inside=tuple(values.values()) if any(values.values()) else (),
         )
         for name, values in groups.items()
     )
 
 
-def _shown(job: Job, at: int, root: Mapping[str, str]) -> str | None:
-    """What step ``at`` shows in another shape, None if it is no view."""
-    step = job.steps[at]
-    view = step.unit == "npu" and not job.passes[at]
-    return step.op.inputs[0] if view and step.op.inputs and step.op.inputs[0] in root else None
+def joined(job: Job, buffers: Collection[Buffer]) -> frozenset[str]:
+    """Names of the ops that have nothing to do, as their operands are made in the place of their output."""
+    home = {value: buffer for buffer in buffers for value in buffer.values}
+    found = set()
+    for at in job.joining:
+        op = job.steps[at].op
+        if all(x in home and home[x] is home.get(op.output) for x in op.inputs):
+            found.add(op.name)
+    return frozenset(found)
 
 
-def _operands(job: Job, at: int) -> tuple[list[str], set[str]]:
-    """Inputs of step ``at`` in whose place its output can be computed if nothing needs them later, and its others."""
-    op, passes = job.steps[at].op, job.passes[at]
-    if len(passes) != 1 or op.output in job.boundary:
-        return [], set()
-    mine, overlays = job.maps[op.output], passes[0].work.overlays
-    theirs = {x: job.maps[x] for x in (op.inputs[i] for i in overlays) if x in job.maps and x not in job.boundary}
-    fit = [x for x, m in theirs.items() if m.size == mine.size and m.element_bytes >= mine.element_bytes]
-    return fit, {x for i, x in enumerate(op.inputs) if i not in overlays}
+def _ends(job: Job, group: Collection[str]) -> int:
+    return max(job.life[1][name] for name in group)
+
+
+def _joins(
+    job: Job, at: int, root: Mapping[str, str], groups: Mapping[str, Mapping[str, int]], kept: Collection[str]
+) -> bool:
+    """Whether the operands of step ``at`` can be made in the place of its output: nothing needs them later, or more
+    room than they have there.
+    """
+    op = job.steps[at].op
+    names = [root.get(x) for x in op.inputs]
+    if at not in job.joining or None in names or len(set(names)) < len(names):
+        return False
+    for x in op.inputs:
+        group = groups[root[x]]
+        size = max(job.maps[v].stored_bytes for v in group)
+        if (x in kept) != (op.output in kept) or _ends(job, group) != at or not job.boundary.isdisjoint(group):
+            return False
+        if size != job.maps[x].stored_bytes:
+            return False
+    return True

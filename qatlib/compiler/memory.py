@@ -9,14 +9,15 @@ ties go to the earlier, then to the name, so equal Programs get equal plans. Wha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from qatlib.compiler.cycles import Timing
 from qatlib.compiler.job import Job, describe
-from qatlib.compiler.lifetimes import Buffer, lifetimes
-from qatlib.compiler.placement import Placement, place
+from qatlib.compiler.lifetimes import Buffer, joined, lifetimes
+from qatlib.compiler.placement import GREEDY, Placement, Policy, place, time_all
 from qatlib.compiler.steps import Step
 from qatlib.compiler.target import Target
 from qatlib.program import Program
@@ -31,7 +32,9 @@ class _Frozen(BaseModel):
 
 
 class Place(_Frozen):
-    """Bytes of one value: ``buffer`` names the group that shares them, of ``size``; ``bytes`` are the value's own."""
+    """Bytes of one value: ``buffer`` names the group that shares them; ``size`` is what the value may take of it from
+    ``offset`` on, ``bytes`` what it takes.
+    """
 
     buffer: str
     arena: Arena
@@ -69,7 +72,8 @@ class ArenaUse(_Frozen):
 class MemoryPlan(_Frozen):
     """Places of all integer values but the constants. ``unlimited`` is the use of an SRAM that holds everything.
 
-    ``rows`` is the use of what passes row by row, if it were held whole. ``weight_bytes`` are the accelerator's
+    ``rows`` is the use of what passes row by row, if it were held whole. ``joined`` are the ops whose inputs are made
+    in the place of their output, so that they have nothing to do. ``weight_bytes`` are the accelerator's
     constants, each counted once in the width of its dtype; they stay in DRAM.
     """
 
@@ -79,6 +83,7 @@ class MemoryPlan(_Frozen):
     dram: ArenaUse
     rows: ArenaUse
     unlimited: ArenaUse
+    joined: tuple[str, ...] = ()
     weight_bytes: Count
 
     @property
@@ -105,13 +110,14 @@ def plan_memory(program: Program, steps: Sequence[Step], target: Target) -> Memo
     return plan(describe(program, steps, target))
 
 
-def plan(job: Job) -> MemoryPlan:
-    """See :func:`plan_memory`."""
+def plan(job: Job, policy: Policy = GREEDY) -> MemoryPlan:
+    """See :func:`plan_memory`; ``policy`` says what the SRAM may be used for."""
     apart = lifetimes(job)
-    placement = place(job, apart)
-    held, kept = _fitted(job, placement, _scratch(job, placement))
+    placement = place(job, apart, policy)
+    separate = frozenset() if policy.joins else job.joins
+    held, kept = _fitted(job, placement, _scratch(job, placement), separate)
     rows = {name for _, use, one in held if use == "rows" for name in one.values}
-    buffers = lifetimes(job, kept)
+    buffers = lifetimes(job, kept, separate | rows)
     inside: dict[Arena, list[Buffer]] = {"sram": [], "dram": [], "rows": []}
     for buffer in buffers:
         name = buffer.name
@@ -121,10 +127,10 @@ def plan(job: Job) -> MemoryPlan:
     sram = offsets["sram"] = pack([*inside["sram"], *scratch], job.target.sram.bytes)[0]
     places = {
         name: Place(
-            buffer=buffer.name, arena=arena, offset=offsets[arena][buffer.name], size=buffer.size,
+            buffer=buffer.name, arena=arena, offset=offsets[arena][buffer.name] + at, size=buffer.size - at,
             bytes=job.program.values[name].bytes(),
         )
-        for arena, members in inside.items() for buffer in members for name in buffer.values
+        for arena, members in inside.items() for buffer in members for name, at in buffer.offsets().items()
     }  # fmt: skip
     used = {key for step in job.steps if step.unit == "npu" for key in step.op.consts.values()}
     whole = lifetimes(job, job.maps)
@@ -140,8 +146,16 @@ def plan(job: Job) -> MemoryPlan:
         dram=_use(inside["dram"], offsets["dram"]),
         rows=_use(inside["rows"], offsets["rows"]),
         unlimited=_use(whole, pack(whole, None)[0]),
+        joined=tuple(sorted(joined(job, buffers))),
         weight_bytes=sum(job.program.constants[key].nbytes for key in used),
     )
+
+
+def time_plan(job: Job, memory: MemoryPlan) -> list[tuple[Timing, ...]]:
+    """Timings of the passes of every step that has something to do, where ``memory`` has the maps."""
+    staged, off = memory.staged, memory.off_chip | job.constants
+    staging = {at for at, step in enumerate(job.steps) if step.op.name in staged}
+    return time_all(job, off, staging, memory.joined)
 
 
 _Held = tuple[int, Literal["weights", "rows"], Buffer]
@@ -161,12 +175,14 @@ def _scratch(job: Job, placement: Placement) -> list[_Held]:
     return found
 
 
-def _fitted(job: Job, placement: Placement, scratch: list[_Held]) -> tuple[list[_Held], frozenset[str]]:
+def _fitted(
+    job: Job, placement: Placement, scratch: list[_Held], apart: Collection[str]
+) -> tuple[list[_Held], frozenset[str]]:
     """What of the placement can be packed: scratch and values. Cheap maps give way first, then weights, then rows."""
     kept, held = list(placement.kept), scratch
     while True:
         values = frozenset(name for buffer in kept for name in buffer.values)
-        inside = [buffer for buffer in lifetimes(job, values) if buffer.name in values]
+        inside = [buffer for buffer in lifetimes(job, values, apart) if buffer.name in values]
         _, left = pack([*inside, *(one for _, _, one in held)], job.target.sram.bytes)
         if not left:
             return held, values
@@ -195,6 +211,10 @@ def misfit(plan: MemoryPlan, program: Program, steps: Sequence[Step], target: Ta
     strange = next((s for s in plan.scratch if s.op not in ops or s.last >= len(steps) or s.size % alignment), None)
     if strange is not None:
         return f"has {strange.use} of {strange.op!r} in {strange.size} bytes, which is no op or no such place"
+    homes = {name: at.buffer for name, at in plan.places.items()}
+    together = {s.op.name for s in steps if len({homes.get(x, x) for x in (s.op.output, *s.op.inputs)}) == 1}
+    if not together >= set(plan.joined):
+        return f"says that {sorted(set(plan.joined) - together)[0]!r} has nothing to do, but not why"
     for arena, use in (("sram", plan.sram), ("dram", plan.dram), ("rows", plan.rows)):
         ends = [p.offset + p.size for p in plan.places.values() if p.arena == arena]
         ends += [s.offset + s.size for s in plan.scratch if arena == "sram"]

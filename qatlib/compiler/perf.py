@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qatlib.compiler.cycles import Timing
 from qatlib.compiler.job import Job
-from qatlib.compiler.memory import MemoryPlan
-from qatlib.compiler.placement import time_all
+from qatlib.compiler.memory import MemoryPlan, time_plan
 
 if TYPE_CHECKING:
     import pandas
@@ -29,7 +28,7 @@ BASIS = "estimate of the target file's model, not a measurement"
 class OpEstimate:
     """One op, batch 1.
 
-    ``unit`` is "view" for a reshape that shares its input's bytes, "weights" for a constant, whose bytes its readers
+    ``unit`` is "view" for an op that shares its inputs' bytes, "weights" for a constant, whose bytes its readers
     pay for, and "host" for what the host runs; these cost nothing here. ``block`` are rows, columns and channels of
     the outputs that are computed at a time. ``mac_cycles``, ``vector_cycles``, ``sram_cycles`` and ``dram_cycles`` are
     what each part is busy, ``wait_cycles`` what the core waits for staged weights. ``weight_bytes`` are the weights
@@ -60,13 +59,17 @@ class OpEstimate:
 
 @dataclass(frozen=True)
 class Performance:
-    """Estimate for one inference of batch 1; ``source`` is where the target's numbers come from."""
+    """Estimate for one inference of batch 1, while ``cores`` run one each.
+
+    ``source`` is where the target's numbers come from.
+    """
 
     target: str
     source: str
     clock_hz: float
     peak_macs_per_cycle: float
     rows: tuple[OpEstimate, ...]
+    cores: int = 1
 
     @property
     def cycles(self) -> int:
@@ -78,8 +81,8 @@ class Performance:
 
     @property
     def fps(self) -> float | None:
-        """Inferences per second, one at a time; None if the accelerator has nothing to do."""
-        return self.clock_hz / self.cycles if self.cycles else None
+        """Inferences per second, one at a time on each core; None if the accelerator has nothing to do."""
+        return self.cores * self.clock_hz / self.cycles if self.cycles else None
 
     @property
     def macs(self) -> int:
@@ -101,7 +104,18 @@ class Performance:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data with sorted keys: totals, and the per-op rows under ``ops``."""
-        totals = ("target", "source", "clock_hz", "cycles", "latency_us", "fps", "macs", "dram_bytes", "utilization")
+        totals = (
+            "target",
+            "source",
+            "clock_hz",
+            "cores",
+            "cycles",
+            "latency_us",
+            "fps",
+            "macs",
+            "dram_bytes",
+            "utilization",
+        )
         document: dict[str, Any] = {key: getattr(self, key) for key in totals}
         document["basis"] = BASIS
         document["cycles_by_bound"] = dict(sorted(self.cycles_by_bound().items()))
@@ -126,16 +140,15 @@ def perf_model(executable: Executable) -> Performance:
 def estimate(job: Job, plan: MemoryPlan) -> Performance:
     """Per-op estimates in execution order."""
     target = job.target
-    staging = {i for i, step in enumerate(job.steps) if step.op.name in plan.staged}
-    timings = time_all(job, plan.off_chip | job.constants, staging)
+    timings = time_plan(job, plan)
     rows = tuple(_row(job, i, timings[i]) for i in range(len(job.steps)))
-    return Performance(target.name, target.source, target.clock_hz, target.mac_array.peak, rows)
+    return Performance(target.name, target.source, target.clock_hz, target.mac_array.peak, rows, job.options.cores)
 
 
 def _row(job: Job, at: int, timings: Sequence[Timing]) -> OpEstimate:
     step, passes, target = job.steps[at], job.passes[at], job.target
     op = step.op
-    if not passes:
+    if not timings:
         unit: Unit = "host" if step.unit == "host" else "weights" if op.name in job.constants else "view"
         return OpEstimate(op.name, op.module, op.kind, unit)
     first = passes[0]

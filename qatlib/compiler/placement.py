@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qatlib.compiler.cycles import Timing, time
+from qatlib.compiler.cycles import Timing
 from qatlib.compiler.hardware import fill
 from qatlib.compiler.job import Job
 from qatlib.compiler.lifetimes import Buffer, lifetimes
@@ -29,6 +30,29 @@ class Cascade:
 
 
 @dataclass(frozen=True)
+class Policy:
+    """What the SRAM may be used for, and what its use should save: ``cycles`` or ``bytes`` of the DRAM.
+
+    A search overrules single choices by name: weights of ops that are not ``unstaged``, maps that pass row by row
+    (``streamed``) or do not (``whole``), that leave the SRAM (``evicted``) or come before all others (``favoured``).
+    """
+
+    maps: bool = True
+    staging: bool = True
+    cascades: bool = True
+    joins: bool = True
+    saves: Literal["cycles", "bytes"] = "cycles"
+    unstaged: frozenset[str] = frozenset()
+    streamed: frozenset[str] = frozenset()
+    whole: frozenset[str] = frozenset()
+    evicted: frozenset[str] = frozenset()
+    favoured: frozenset[str] = frozenset()
+
+
+GREEDY = Policy()
+
+
+@dataclass(frozen=True)
 class Placement:
     """``kept`` are the buffers of the SRAM, the dearest first; ``staged`` two slices of weights by step."""
 
@@ -37,68 +61,86 @@ class Placement:
     staged: dict[int, tuple[int, int]]
 
 
-def time_all(job: Job, off: Collection[str], staging: Collection[int]) -> list[tuple[Timing, ...]]:
-    """Timings of every step's passes; in the steps of ``staging``, weights that are read more than once are staged."""
+def time_all(
+    job: Job, off: Collection[str], staging: Collection[int], idle: Collection[str] = ()
+) -> list[tuple[Timing, ...]]:
+    """Timings of every step's passes; in the steps of ``staging``, weights that are read more than once are staged.
+
+    The ops in ``idle`` have nothing to do.
+    """
     found: list[tuple[Timing, ...]] = []
     slack = 0.0
     for i, passes in enumerate(job.passes):
         row = []
-        for task in passes:
-            row.append(time(task, job.target, off, i in staging, slack))
+        for task in passes if job.steps[i].op.name not in idle else ():
+            row.append(job.timer.time(task, job.target, off, i in staging, slack))
             slack = row[-1].slack
         found.append(tuple(row))
     return found
 
 
-def place(job: Job, buffers: Sequence[Buffer]) -> Placement:
+def place(job: Job, buffers: Sequence[Buffer], policy: Policy = GREEDY) -> Placement:
     """A greedy choice, as if buffers that live at once always fit together; the packing has the last word.
 
     Staged weights come first. Where input and output of an op do not fit together, its input comes row by row from the
     op that makes it: a cascade. Of the other maps those stay that would cost the most off chip, of equal ones
-    those that take the SRAM for the least bytes and steps.
+    those that take the SRAM for the least bytes and steps. Inputs that are in the SRAM from the start come before all
+    else, those that are off chip stay there.
     """
     limit, count = job.target.sram.bytes, len(job.steps)
-    staged = _staged(job)
+    staged = _staged(job, policy) if policy.staging else {}
     used = np.zeros(count + 2, np.int64)  # from before the first step to after the last
     for at, (first, later) in staged.items():
         used[at : at + 2] += first
         used[at + 1] += later
-    cascades = _cascades(job, buffers, used)
+    cascades = _cascades(job, buffers, used, policy) if policy.cascades else []
     inside = {name for cascade in cascades for name in cascade.values}
-    lost = _losses(job)
+    apart = frozenset() if policy.joins else job.joins
+    pinned = job.entering if job.options.input_source == "sram" else frozenset()
 
-    def rank(buffer: Buffer) -> tuple[int, int, int, str]:
-        area = buffer.size * (buffer.end - buffer.start + 1)
-        return -sum(lost[v] for v in buffer.values), area, buffer.start, buffer.name
+    def rank(buffer: Buffer) -> tuple[bool, bool, int, int, int, str]:
+        area, values = buffer.size * (buffer.end - buffer.start + 1), {*buffer.values}
+        saved = sum(job.losses.get(v, (0, 0))[policy.saves == "bytes"] for v in buffer.values)
+        late = not pinned & values, not policy.favoured & values
+        return *late, -saved, area, buffer.start, buffer.name
 
-    outside = frozenset() if job.target.sram.holds_boundary else job.boundary
+    outside = (frozenset() if job.target.sram.holds_boundary else job.boundary) | policy.evicted
+    outside |= job.entering if job.options.input_source == "ddr" else frozenset()
     wanted = [b for b in sorted(buffers, key=rank) if b.name not in inside and not outside & {*b.values}]
-    if (used + live_bytes(job, frozenset(v for b in wanted for v in b.values))).max() <= limit:
+    if not policy.maps:
+        wanted = [buffer for buffer in wanted if pinned & {*buffer.values}]
+    if (used + live_bytes(job, frozenset(v for b in wanted for v in b.values), apart)).max() <= limit:
         return Placement(tuple(wanted), tuple(cascades), staged)
     kept: list[Buffer] = []
     values: frozenset[str] = frozenset()
+    most = used.copy()  # if nothing shared bytes
+    grows = bool(job.joins - apart)  # operands that share bytes with what they become live as long as it
     for buffer in wanted:
         more = values | {*buffer.values}
         life = slice(buffer.start + 1, buffer.end + 2)  # elsewhere the weights alone may be too many
-        if (used + live_bytes(job, more))[life].max() <= limit:
+        if (not grows and (most[life] + buffer.size).max() <= limit) or (
+            (used + live_bytes(job, more, apart))[life].max() <= limit
+        ):
             kept.append(buffer)
             values = more
+            most[life] += buffer.size
     return Placement(tuple(kept), tuple(cascades), staged)
 
 
-def live_bytes(job: Job, kept: frozenset[str]) -> _Bytes:
+def live_bytes(job: Job, kept: frozenset[str], apart: Collection[str] = ()) -> _Bytes:
     """Bytes of the values in ``kept`` that live at once, from before the first step to after the last."""
     live = np.zeros(len(job.steps) + 2, np.int64)
-    for buffer in lifetimes(job, kept):
+    for buffer in lifetimes(job, kept, apart):
         if buffer.name in kept:
             live[buffer.start + 1 : buffer.end + 2] += buffer.size
     return live
 
 
-def _staged(job: Job) -> dict[int, tuple[int, int]]:
+def _staged(job: Job, policy: Policy) -> dict[int, tuple[int, int]]:
     """Bytes of the first and of a later slice of the weights that each step stages, if all maps were in the SRAM."""
     found = {}
-    for at, row in enumerate(time_all(job, job.constants, range(len(job.steps)))):
+    allowed = [at for at, step in enumerate(job.steps) if step.op.name not in policy.unstaged]
+    for at, row in enumerate(time_all(job, job.constants, allowed)):
         first = fill(sum(timing.first_slice for timing in row), job.target.sram.alignment)
         later = fill(sum(timing.next_slice for timing in row), job.target.sram.alignment)
         if 0 < first + later <= job.target.sram.bytes:
@@ -106,18 +148,7 @@ def _staged(job: Job) -> dict[int, tuple[int, int]]:
     return found
 
 
-def _losses(job: Job) -> Counter[str]:
-    """Cycles that each map costs if it alone is off chip."""
-    lost: Counter[str] = Counter()
-    for passes in job.passes:
-        for task in passes:
-            inside = time(task, job.target, job.constants).cycles
-            for name in {task.target.name, *(x.name for x in task.inputs)} - job.constants:
-                lost[name] += time(task, job.target, job.constants | {name}).cycles - inside
-    return lost
-
-
-def _cascades(job: Job, buffers: Sequence[Buffer], used: _Bytes) -> list[Cascade]:
+def _cascades(job: Job, buffers: Sequence[Buffer], used: _Bytes, policy: Policy) -> list[Cascade]:
     """Chains in program order; their rows are added to ``used``."""
     limit, alone = job.target.sram.bytes, {b.name: b for b in buffers if len(b.values) == 1}
     readers: Counter[str] = Counter(name for step in job.steps for name in step.op.inputs)
@@ -125,14 +156,16 @@ def _cascades(job: Job, buffers: Sequence[Buffer], used: _Bytes) -> list[Cascade
     while at < len(job.steps):
         end, rows, values = at, 0, list[str]()
         while end + 1 < len(job.steps):
-            name, task = job.steps[end].op.output, _streams(job.passes[end + 1])
+            name, task = job.steps[end].op.output, streams(job.passes[end + 1])
             if task is None or not job.passes[end] or name in job.boundary or name not in alone or readers[name] != 1:
                 break
             if job.steps[end + 1].op.inputs != (name,):
                 break
             more = rows + rolling_bytes(task, job)
             together = job.maps[name].stored_bytes + task.target.stored_bytes
-            if together < limit or more + used[at + 1 : end + 3].max() > limit:
+            if name in policy.whole or (together < limit and name not in policy.streamed):
+                break
+            if more + used[at + 1 : end + 3].max() > limit:
                 break
             end, rows = end + 1, more
             values.append(name)
@@ -144,7 +177,7 @@ def _cascades(job: Job, buffers: Sequence[Buffer], used: _Bytes) -> list[Cascade
     return found
 
 
-def _streams(passes: Sequence[Task]) -> Task | None:
+def streams(passes: Sequence[Task]) -> Task | None:
     """The task of a step that can read its input row by row."""
     if len(passes) == 1 and passes[0].work.form in ("sums", "windows") and passes[0].work.factor is None:
         return passes[0]

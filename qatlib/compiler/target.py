@@ -6,6 +6,7 @@ The quantities and the cost model that they feed are explained in ``docs/targets
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,6 +18,7 @@ from qatlib.compiler.hardware import (
     Buffers,
     Cycles,
     Dram,
+    Extent,
     InFlight,
     MacArray,
     Rate,
@@ -25,6 +27,7 @@ from qatlib.compiler.hardware import (
     Unit,
     VectorUnit,
     Weights,
+    fill,
 )
 from qatlib.compiler.yaml_file import read_yaml
 from qatlib.errors import CompileError
@@ -58,6 +61,7 @@ class Target(Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     source: Annotated[str, Field(min_length=1, max_length=500)]
     clock_hz: Rate
+    cores: Extent = 1
     mac_array: MacArray
     vector_unit: VectorUnit
     resize_unit: Unit | None = None
@@ -93,6 +97,30 @@ class Target(Strict):
             raise ValueError(f"ops use {', '.join(missing)}, for which vector_unit.elements_per_cycle has no rate")
         return self
 
+    @model_validator(mode="after")
+    def _room_for_a_tile(self) -> Self:
+        array, buffers = self.mac_array, self.buffers
+        most = "x".join(map(str, buffers.max_block))
+        tiles = [*array.tiles, *(array.own_channel_tiles or ()), *((array.row_tile,) if array.row_tile else ())]
+        steps = [step for step in (array.depth_first, array.kernel_first) if step]
+        inputs = min(step.pass_channels or step.channels for step in steps)
+        for tile in tiles:
+            shown, outputs = "x".join(map(str, tile)), math.prod(tile)
+            if any(size > limit for size, limit in zip(tile, buffers.max_block, strict=True)):
+                raise ValueError(f"buffers.max_block {most} holds no whole tile {shown} of mac_array")
+            read = tile[0] * tile[1] * fill(inputs, buffers.input_channels)
+            if not buffers.hold(read, outputs * 4):
+                needed = f"{2 * read} bytes of inputs and {8 * outputs} of sums"
+                raise ValueError(f"buffers do not hold two tiles {shown} of mac_array: {needed}")
+            if outputs > self.sram.bytes:
+                raise ValueError(f"sram.bytes is {self.sram.bytes}; one tile {shown} of mac_array has {outputs} bytes")
+        return self
+
+    def share(self, cores: int) -> Target:
+        """The target as each of ``cores`` sees it while all of them run: they share the bandwidth of the DRAM."""
+        dram = self.dram.model_copy(update={"bytes_per_s": self.dram.bytes_per_s / cores})
+        return self if cores == 1 else self.model_copy(update={"dram": dram})
+
     @property
     def dram_bytes_per_cycle(self) -> float:
         return self.dram.bytes_per_s / self.clock_hz
@@ -113,8 +141,8 @@ def parse_target(document: Any, where: str) -> Target:
     try:
         return Target.model_validate(document)
     except ValidationError as error:
-        seen = "; ".join(_lines(error.errors(include_url=False)))
-        raise CompileError("QAT183", where, seen, "Correct these keys; docs/targets.md describes each") from None
+        fix = "Correct these keys; docs/targets.md describes each"
+        raise CompileError("QAT183", where, schema_errors(error), fix) from None
 
 
 def shipped_targets() -> tuple[str, ...]:
@@ -126,12 +154,24 @@ def _find(name_or_path: str | Path) -> Path:
     if isinstance(name_or_path, str) and name_or_path in shipped_targets():
         return SHIPPED / f"{name_or_path}.yaml"
     path = Path(name_or_path)
-    if not path.is_file():
+    if not _is_file(path):
         names = shipped_targets()
         hint = _did_you_mean(str(name_or_path), names)
         fix = f"Give the path of a YAML file or one of {', '.join(names)}"
         raise CompileError("QAT183", str(name_or_path), f"is neither a file nor a shipped target{hint}", fix)
     return path
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # no file can have that name
+        return False
+
+
+def schema_errors(error: ValidationError) -> str:
+    """All of them in one line: key, what was seen, what is legal."""
+    return "; ".join(_lines(error.errors(include_url=False)))
 
 
 def _lines(errors: list[ErrorDetails]) -> Iterator[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
 import qatlib.ops  # noqa: F401  (fills the registry)
@@ -74,10 +75,19 @@ def widest(dtypes: Iterable[str]) -> str:
 
 
 class Tasks:
-    """Describes ops of ``program``; ``boundary`` are the values that enter and leave the accelerator."""
+    """Describes ops of ``program``; ``boundary`` are the values that enter and leave the accelerator.
 
-    def __init__(self, program: Program, target: Target, boundary: frozenset[str]) -> None:
-        self._program, self._target, self._boundary = program, target, boundary
+    ``blocks`` of outputs by the names of ops on the array replace those that read the least.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        target: Target,
+        boundary: frozenset[str],
+        blocks: Mapping[str, Size] = MappingProxyType({}),
+    ) -> None:
+        self._program, self._target, self._boundary, self._blocks = program, target, boundary, blocks
         self._cuts: dict[tuple[object, ...], Cut] = {}
 
     def of(self, op: Op) -> tuple[Task, ...]:
@@ -130,7 +140,7 @@ class Tasks:
             weight_bytes=0 if weight is None else weight.element_size(),
             constant_bytes=others,
             rate=self._rate(op, work),
-            cut=self._cut(work, engine, len(maps)),
+            cut=self._cut(work, engine, len(maps), self._blocks.get(op.name)),
         )
 
     def _engine(self, work: Work) -> Engine:
@@ -153,10 +163,12 @@ class Tasks:
         assert rate is not None, "a Target has a vector rate for every dtype that its ops allow"
         return rate if after else min(rate, target.vector_unit.operations.get(work.operation, rate))
 
-    def _cut(self, work: Work, engine: Engine, operands: int) -> Cut:
+    def _cut(self, work: Work, engine: Engine, operands: int, block: Size | None = None) -> Cut:
         """Equal work is cut once."""
-        key = (work, engine, operands)
+        key = (work, engine, operands, block)
         if key not in self._cuts:
-            cut = cut_array(work, self._target) if engine == "array" else cut_vector(work, self._target, operands)
-            self._cuts[key] = cut
+            if engine == "array":
+                self._cuts[key] = cut_array(work, self._target, block)
+            else:
+                self._cuts[key] = cut_vector(work, self._target, operands, block)
         return self._cuts[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,9 @@ from qatlib.integer import Requantizer
 from qatlib.ops.base import Attrs, Call, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.composite import Composite
 from qatlib.ops.shape import expand_to, reshape_to
+from qatlib.ops.work import Work
 from qatlib.program import Op, Program, Value
+from qatlib.qtype import limits
 
 if TYPE_CHECKING:
     from qatlib.export.graph import Graph
@@ -80,6 +83,15 @@ class Cat(Operator):
         if "lo" in op.attrs:
             return op.attrs["lo"], op.attrs["hi"]
         return min(lo for lo, _ in ranges), max(hi for _, hi in ranges)
+
+    def work(self, op: Op, program: Program) -> Work:
+        values = [program.values[op.output], *program.in_values(op)]
+        same = len({value.qtype.dtype for value in values}) == 1
+        if same and "lo" in op.attrs:  # 1 is 2^n / 2^n
+            lowest, highest = limits(values[0].qtype.dtype)
+            units = program.constant(op, "multiplier").long() == 1 << program.constant(op, "shift").long()
+            same = bool(units.all()) and op.attrs["lo"] <= lowest and op.attrs["hi"] >= highest
+        return replace(super().work(op, program), joins=same)
 
     def kernel(self, op: Op, program: Program, ranges: Sequence[Range]) -> Kernel:
         axis = op.attrs["axis"]

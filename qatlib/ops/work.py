@@ -27,6 +27,7 @@ class Work:
         operation: what a vector unit may do slower than other work on an element.
         factor: input that is the second factor of the products, where that is no constant.
         overlays: inputs in whose place the output can be written, element by element.
+        joins: the output is nothing but the inputs, code by code, side by side.
     """
 
     form: Form
@@ -40,6 +41,7 @@ class Work:
     operation: Operation = ""
     factor: int | None = None
     overlays: tuple[int, ...] = ()
+    joins: bool = False
 
     @property
     def taps(self) -> int:

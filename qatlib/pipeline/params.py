@@ -155,8 +155,21 @@ class ConvertParams(Params):
 
 
 class CompileParams(Params):
+    """The target and, but for ``check_images``, the options of :class:`qatlib.compiler.CompileOptions`."""
+
     target: Name = "qatlib/targets/bayes-like.yaml"
+    opt: Literal["O0", "O1", "O2", "O3"] = "O2"
+    objective: Literal["latency", "bandwidth", "balance"] = "latency"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    time_limit_s: Annotated[float, Field(gt=0, le=86400)] = 60.0
+    cores: Annotated[int, Field(ge=1, le=1024)] = 1
+    input_source: Literal["auto", "ddr", "sram"] = "auto"
     check_images: Count = 64
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What ``compile_model`` takes as its options."""
+        return self.model_dump(exclude={"target", "check_images"})
 
 
 class SensitivityParams(Params):

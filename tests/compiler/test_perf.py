@@ -90,7 +90,7 @@ def test_memory_bounds() -> None:
     assert only_row(net, net.linear(net.input((256,)), 64), {"dram.bytes_per_s": 1.0e6}).bound == "dram"
     net = Net()
     y = net.clamp(net.input((4, 8, 8)))
-    row = only_row(net, y, {"sram.bytes_per_cycle": 1})
+    row = only_row(net, y, {"sram.bytes_per_cycle": 1, "dram.bytes_per_s": 0.5e6})
     assert (row.bound, row.cycles) == ("sram", 512 + 5)
     assert only_row(net, y, {"launch_cycles": 999}).bound == "launch"
 
