@@ -6,7 +6,8 @@ of :mod:`qatlib.ops` stay exact on them by proven bounds. Integers are made only
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, overload
 
 import torch
@@ -17,6 +18,7 @@ from qatlib.errors import ProgramError, QatError
 from qatlib.integer import exact_kernels
 from qatlib.ops.base import BY_KIND, Kernel, Range
 from qatlib.ops.boundary import quantize
+from qatlib.ops.region import Part
 from qatlib.program import Op, Program
 
 Visit = Callable[[Op, tuple[Tensor, ...], Tensor], None]
@@ -37,6 +39,7 @@ class Emulator:
         self.device = torch.device(device)
         self._ranges: dict[str, Range] = {}
         self._kernels: dict[str, Kernel] = {}
+        self._parts: dict[str, dict[Hashable, Kernel]] = {}
         for name in program.inputs:
             self._ranges[name] = self._full_range(name)
         for op in self.program.ops:
@@ -107,6 +110,22 @@ class Emulator:
         """One op on carriers. The inputs may be of any batch size and are not changed."""
         with exact_kernels():
             return self._kernels[op.name](*inputs)
+
+    def kernel(self, op: Op, part: Part) -> Kernel:
+        """Kernel of a part of an op, for the inputs that it needs; to be called within :func:`.integer.exact_kernels`.
+
+        Parts of equal key share it.
+        """
+        if part.key is None:
+            return self._kernels[op.name]
+        parts = self._parts.setdefault(op.name, {})
+        if part.key not in parts:
+            ranges = [self._ranges[name] for name, need in zip(op.inputs, part.needs, strict=True) if need is not None]
+            consts = {op.consts[role]: tensor for role, tensor in part.consts.items()}
+            program = replace(self.program, constants={**self.program.constants, **consts})
+            operator = BY_KIND[op.kind]
+            parts[part.key] = operator.kernel(replace(op, attrs=part.attrs or op.attrs), program, ranges)
+        return parts[part.key]
 
     def accept(self, *inputs: Tensor) -> dict[str, Tensor]:
         """The inputs of a run as carriers on the device, by name.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from torch import Tensor, nn
 
 from qatlib.errors import GraphError, ProgramError
+from qatlib.ops.region import Regions
 from qatlib.ops.work import Form, Operation, Work, size_of
 from qatlib.program import Op, Program, Value
 from qatlib.qtype import limits
@@ -271,6 +272,10 @@ class Operator(ABC):
         overlays = tuple(range(len(inputs))) if self.form == "elements" else ()
         sizes = size_of(inputs[0] if inputs else program.values[op.output]), size_of(program.values[op.output])
         return Work(self.form, *sizes, operation=self.operation, overlays=overlays)
+
+    def regions(self, op: Op, program: Program) -> Regions | None:
+        """How the output can be computed region by region; None, the default: only whole, from whole inputs."""
+        return None
 
     # -- registry ------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from qatlib.errors import QConfigError
 from qatlib.ops.base import Attrs, Call, Content, Format, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.boundary import quantize
 from qatlib.ops.elementwise import content_of
+from qatlib.ops.region import Regions, pointwise
 from qatlib.program import Op, Program
 
 if TYPE_CHECKING:
@@ -78,6 +79,9 @@ class Cast(Operator):
         if scale is None:
             return lambda x: x.double()
         return lambda x: quantize(x.float(), scale, op.attrs["lo"], op.attrs["hi"])
+
+    def regions(self, op: Op, program: Program) -> Regions:
+        return pointwise(op, program)
 
     def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
         qtype = program.values[op.output].qtype

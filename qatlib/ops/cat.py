@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from qatlib.factors import factor
 from qatlib.integer import Requantizer
 from qatlib.ops.base import Attrs, Call, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.composite import Composite
+from qatlib.ops.region import Box, Need, Part, Regions, image_axes
 from qatlib.ops.shape import expand_to, reshape_to
 from qatlib.ops.work import Work
 from qatlib.program import Op, Program, Value
@@ -105,6 +107,22 @@ class Cat(Operator):
             for i, (lo, hi) in enumerate(ranges)
         ]
         return lambda *xs: torch.cat([step(x) for step, x in zip(steps, xs, strict=True)], axis)
+
+    def regions(self, op: Op, program: Program) -> Regions:
+        axis, values = op.attrs["axis"], program.in_values(op)
+        ends = list(itertools.accumulate(value.shape[axis] for value in values))
+
+        def part(box: Box) -> Part:
+            start, stop = box[axis]
+            needs: list[Need | None] = []
+            for value, end in zip(values, ends, strict=True):
+                first = end - value.shape[axis]
+                span = max(start, first) - first, min(stop, end) - first
+                needs.append(Need((*box[:axis], span, *box[axis + 1 :])) if span[0] < span[1] else None)
+            read = [i for i, need in enumerate(needs) if need is not None]
+            return Part(tuple(needs), {}, {role: program.constant(op, role)[read] for role in op.consts}, tuple(read))
+
+        return Regions(image_axes(program.values[op.output]), part)
 
     def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
         if "lo" not in op.attrs:

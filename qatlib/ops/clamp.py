@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from qatlib.ops.base import Attrs, Call, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.elementwise import export_reals, operand, reads_integers
+from qatlib.ops.region import Regions, pointwise
 from qatlib.program import Op, Program, Value
 from qatlib.qtype import QType
 
@@ -151,6 +152,9 @@ class Clamp(Operator):
     def kernel(self, op: Op, program: Program, ranges: Sequence[Range]) -> Kernel:
         lo, hi = op.attrs["lo"], op.attrs["hi"]
         return lambda x: x.clamp(lo, hi)
+
+    def regions(self, op: Op, program: Program) -> Regions:
+        return pointwise(op, program)
 
     def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
         carrier = "float64" if graph.qtype(op.output).dtype == "int32" else "float32"

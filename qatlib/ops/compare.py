@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qatlib.ops.base import Attrs, Call, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.elementwise import aligned, content_of, export_reals, export_truth, number, reads_integers
+from qatlib.ops.region import Regions, pointwise
 from qatlib.program import Op, Program, Value
 
 if TYPE_CHECKING:
@@ -81,6 +82,9 @@ class Compare(Operator):
         if units[0] == units[1]:
             return lambda a, b: compare(a, b).float()
         return lambda a, b: compare(a.double() * units[0], b.double() * units[1]).float()
+
+    def regions(self, op: Op, program: Program) -> Regions:
+        return pointwise(op, program)
 
     def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
         sides = []
@@ -161,6 +165,9 @@ class Logical(Operator):
     def kernel(self, op: Op, program: Program, ranges: Sequence[Range]) -> Kernel:
         axes = len(program.values[op.output].shape)
         return lambda *inputs: self.forward(op.attrs, {}, *(aligned(x, axes) for x in inputs)).float()
+
+    def regions(self, op: Op, program: Program) -> Regions:
+        return pointwise(op, program)
 
     def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
         graph.write(op.output, self._onnx(graph, op.attrs["function"], op.inputs))

@@ -11,6 +11,7 @@ from qatlib.integer import Geometry, Product, convolve, float_convolve
 from qatlib.ops.base import Attrs, Call, Traced
 from qatlib.ops.dense import Dense
 from qatlib.ops.pad import pad_steps
+from qatlib.ops.region import Box, Part, Regions, group_span, image_axes, window_span
 from qatlib.ops.work import Work, image_pair, size_of
 from qatlib.program import Op, Program
 
@@ -105,6 +106,26 @@ class Conv(Dense):
 
     def export_product(self, attrs: Attrs, x: str, weight: str, bias: str, graph: Graph) -> str:
         return graph.node("Conv", x, weight, bias, **_onnx_geometry(attrs))
+
+    def regions(self, op: Op, program: Program) -> Regions:
+        weight, groups = program.constant(op, "weight"), op.attrs["groups"]
+        outputs, inputs, *kernel = weight.shape
+        geometry = list(
+            zip(
+                kernel, op.attrs["stride"], op.attrs["dilation"], (before for before, _ in op.attrs["padding"]),
+                strict=True,
+            )
+        )  # fmt: skip
+
+        def part(box: Box) -> Part:
+            batch, span, *image = box
+            reads = [window_span(span, *axis) for span, axis in zip(image, geometry, strict=True)]
+            channels = group_span(span, outputs // groups, inputs)
+            attrs = {**op.attrs, "padding": [[0, 0] for _ in kernel]}
+            attrs["groups"] = (channels[1] - channels[0]) // inputs
+            return self.channel_part(op, program, box, span, (batch, channels, *reads), attrs)
+
+        return Regions(image_axes(program.values[op.output]), part, group=outputs // groups)
 
     def work(self, op: Op, program: Program) -> Work:
         """A group of several channels is a repetition."""

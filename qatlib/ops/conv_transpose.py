@@ -17,6 +17,7 @@ from qatlib.integer import Geometry, Product, convolve
 from qatlib.ops.base import Attrs, Call, Cost, Ref, Traced
 from qatlib.ops.conv import spread
 from qatlib.ops.dense import Dense
+from qatlib.ops.region import Box, Part, Regions, group_span, image_axes
 from qatlib.ops.work import Work, image_pair, size_of
 from qatlib.program import Op, Program
 
@@ -151,6 +152,24 @@ class ConvTranspose(Dense):
         macs = program.in_values(op)[0].elements() * outputs
         return Cost(macs, base.vector_ops, base.weight_bytes, base.input_bytes, base.output_bytes)
 
+    def regions(self, op: Op, program: Program) -> Regions:
+        weight, groups, stride = program.constant(op, "weight"), op.attrs["groups"], op.attrs["stride"]
+        outputs, inputs, *kernel = weight.shape
+        geometry = list(
+            zip(kernel, stride, op.attrs["dilation"], (before for before, _ in op.attrs["padding"]), strict=True)
+        )
+
+        def part(box: Box) -> Part:
+            batch, span, *image = box
+            found = [_inputs_of(span, *axis) for span, axis in zip(image, geometry, strict=True)]
+            channels = group_span(span, outputs // groups, inputs)
+            attrs = {**op.attrs, "padding": [list(cut) for _, cut in found]}
+            attrs["groups"] = (channels[1] - channels[0]) // inputs
+            return self.channel_part(op, program, box, span, (batch, channels, *(reads for reads, _ in found)), attrs)
+
+        rows, columns = image_pair(stride)
+        return Regions(image_axes(program.values[op.output]), part, (rows, columns), outputs // groups)
+
     def work(self, op: Op, program: Program) -> Work:
         """The convolution of stride 1 whose channels hold all outputs between two inputs: the phases side by side."""
         weight, stride, groups = program.constant(op, "weight"), image_pair(op.attrs["stride"]), op.attrs["groups"]
@@ -176,6 +195,21 @@ class _Phase:
     taps: tuple[int, ...]
     dilation: int
     padding: tuple[int, int]
+
+
+def _inputs_of(
+    span: tuple[int, int], kernel: int, stride: int, dilation: int, before: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Positions of an axis that outputs in ``span`` meet, and what of their full result is cut off on both sides.
+
+    Position u meets output ``u * stride + t * dilation - before`` with tap t.
+    """
+    first, last = span[0] + before, span[1] - 1 + before
+    start = min(-((dilation * (kernel - 1) - first) // stride), first // stride)
+    stop = last // stride + 1
+    reach = (stop - start - 1) * stride + dilation * (kernel - 1) + 1
+    ahead = first - start * stride
+    return (start, stop), (ahead, reach - ahead - (span[1] - span[0]))
 
 
 def _phases(size: int, kernel: int, stride: int, dilation: int, padding: Sequence[int]) -> tuple[int, list[_Phase]]:

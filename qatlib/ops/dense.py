@@ -15,6 +15,7 @@ from qatlib.integer import INT32, Product, Requantizer
 from qatlib.ops.accumulator import Accumulator
 from qatlib.ops.base import Attrs, Call, Cost, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.clamp import apply_clamp, export_clamp
+from qatlib.ops.region import Box, Need, Part, broadcast
 from qatlib.program import Op, Program
 
 if TYPE_CHECKING:
@@ -165,6 +166,21 @@ class Dense(Operator):
             "weight": graph.dequantized(weight, scales / x, op.consts["weight"]),
             "bias": graph.dequantized(bias, scales, op.consts["bias"]),
         }
+
+    # -- regions -------------------------------------------------------------------------------------------------
+
+    def channel_part(
+        self, op: Op, program: Program, box: Box, span: tuple[int, int], reads: Box, attrs: Attrs | None = None
+    ) -> Part:
+        """Output channels in ``span`` from ``reads`` of the input, with ``attrs`` if they are not the op's."""
+        out, (_, *addends) = program.values[op.output], program.in_values(op)
+        needs = (Need(reads), *(Need(broadcast(box, out, value)) for value in addends))
+        attrs = op.attrs if attrs is None else attrs
+        if span == (0, program.constant(op, "weight").shape[0]) and attrs == op.attrs:
+            return Part(needs)
+        consts = {role: program.constant(op, role)[slice(*span)] for role in op.consts}
+        own = {name: value for name, value in attrs.items() if value != op.attrs.get(name)}
+        return Part(needs, attrs, consts, (span, repr(own)))
 
     # -- cost ----------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from qatlib.errors import ProgramError, QConfigError
 from qatlib.factors import NOTHING, factor, lone_factor
 from qatlib.integer import Requantizer
 from qatlib.ops.base import Attrs, Call, Content, Operator, Range, Ref
+from qatlib.ops.region import Regions, pointwise
 from qatlib.program import Op, Program
 from qatlib.qtype import limits
 
@@ -31,6 +32,9 @@ class Elementwise(Operator):
         if output != "int32" and not {*inputs, output} <= {"int8", "int16"}:
             seen = f"{self.name} of {', '.join(inputs)} to {output}"
             raise QConfigError("QAT148", node, seen, "Use int8 or int16 before and after it")
+
+    def regions(self, op: Op, program: Program) -> Regions:
+        return pointwise(op, program)
 
     def float_form(self, op: Op, program: Program, graph: QdqGraph) -> tuple[Attrs, Mapping[str, str]]:
         return {**graph.real_attrs(op), "integers": reads_integers(op, program)}, {}

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from qatlib.errors import ProgramError
 from qatlib.ops.base import Attrs, Call, Cost, Kernel, Params, Range, Ref, Traced
 from qatlib.ops.index import static_axis
+from qatlib.ops.region import Need, Part, Regions, image_axes
 from qatlib.ops.shape import Movement, computed, expand_to
 from qatlib.program import Op, Program
 
@@ -79,6 +80,13 @@ class Gather(Movement):
         what = f"axis {axis} of {op.inputs[0]!r}"
         return lambda x, i: x.gather(axis, check_positions(i, size, index, what))
 
+    def regions(self, op: Op, program: Program) -> Regions:
+        axis, size = op.attrs["axis"], program.in_values(op)[0].shape[op.attrs["axis"]]
+        return Regions(
+            image_axes(program.values[op.output]),
+            lambda box: Part((Need((*box[:axis], (0, size), *box[axis + 1 :])), Need(box))),
+        )
+
     def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
         x, index = op.inputs[0], graph.read(op.inputs[1], "int32")
         graph.node("GatherElements", x, index, output=op.output, axis=op.attrs["axis"])
@@ -120,6 +128,14 @@ class Embedding(Movement):
             return self.forward({}, {}, codes, check_positions(i, count, ids, f"the table {table!r}"))
 
         return run
+
+    def regions(self, op: Op, program: Program) -> Regions:
+        table, ids = program.in_values(op)
+        count = len(ids.shape)
+        return Regions(
+            image_axes(program.values[op.output]),
+            lambda box: Part((Need(((0, table.shape[0]), *box[count:])), Need(box[:count]))),
+        )
 
     def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
         graph.node("Gather", op.inputs[0], graph.read(op.inputs[1], "int32"), output=op.output, axis=0)

@@ -15,6 +15,7 @@ from qatlib.errors import ProgramError, QConfigError
 from qatlib.factors import factor
 from qatlib.integer import EXACT_FLOAT32, power_of_two
 from qatlib.ops.base import Attrs, Call, Cost, Format, Kernel, Operator, Params, Range, Ref, Traced
+from qatlib.ops.region import Need, Part, Regions, image_axes, whole, without
 from qatlib.program import Op, Program, Value
 
 if TYPE_CHECKING:
@@ -172,6 +173,14 @@ class GridSample(Operator):
             return total.mul_(1.0 / (one * one)).round_().float()
 
         return run
+
+    def regions(self, op: Op, program: Program) -> Regions:
+        """Any place of the image may be read; a grid in pixels is relative to where it is in the map."""
+        out, (x, grid) = program.values[op.output], program.in_values(op)
+        axes, image, last = image_axes(out), whole(x.sizes()[2:]), (0, grid.shape[-1])
+        if op.attrs["unit"] == "pixels":
+            axes = without(axes, (2, 3))
+        return Regions(axes, lambda box: Part((Need((*box[:2], *image)), Need((box[0], *box[2:], last)))))
 
     def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
         x, (height, width) = op.inputs[0], program.in_values(op)[0].shape[2:]

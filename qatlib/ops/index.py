@@ -16,6 +16,7 @@ from qatlib.ops.base import Attrs, Call, Params, Ref, Traced
 from qatlib.ops.composite import Composite
 from qatlib.ops.conv import spread
 from qatlib.ops.pad import pad_steps
+from qatlib.ops.region import Box, Need, Part, Regions, drawn, image_axes, window_span
 from qatlib.ops.shape import Movement, Step, computed, finish, reshape_to
 from qatlib.program import Op, Program
 
@@ -139,6 +140,21 @@ class Slice(Movement):
         for axis, *cut in zip(*(attrs[name] for name in ("axes", "starts", "stops", "steps")), strict=True):
             key[axis] = slice(*cut)
         return inputs[0][tuple(key)]
+
+    def regions(self, op: Op, program: Program) -> Regions:
+        cuts = dict(zip(op.attrs["axes"], zip(op.attrs["starts"], op.attrs["steps"], strict=True), strict=True))
+
+        def part(box: Box) -> Part:
+            reads = [
+                window_span(span, 1, step, 1, -start)
+                for span, (start, step) in ((span, cuts.get(axis, (0, 1))) for axis, span in enumerate(box))
+            ]
+            sizes = [stop - start for start, stop in (reads[axis] for axis in cuts)]
+            return Part(
+                (Need(tuple(reads)),), {**op.attrs, "starts": [0] * len(cuts), "stops": sizes}, {}, tuple(sizes)
+            )
+
+        return Regions(image_axes(program.values[op.output]), part)
 
     def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
         graph.move(op, "Slice", *_slice_inputs(graph, op.attrs))
@@ -336,6 +352,17 @@ class Take(Movement):
 
     def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:
         return inputs[0].index_select(attrs["axis"], torch.tensor(attrs["index"], device=inputs[0].device))
+
+    def regions(self, op: Op, program: Program) -> Regions:
+        axis, index = op.attrs["axis"], op.attrs["index"]
+
+        def part(box: Box) -> Part:
+            taken = index[slice(*box[axis])]
+            low, high = drawn(taken)
+            need = Need((*box[:axis], (low, high), *box[axis + 1 :]))
+            return Part((need,), {**op.attrs, "index": [at - low for at in taken]}, {}, box[axis])
+
+        return Regions(image_axes(program.values[op.output]), part)
 
     def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
         index = graph.constant(np.array(op.attrs["index"], np.int64))

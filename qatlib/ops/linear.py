@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from qatlib.integer import Product
 from qatlib.ops.base import Attrs, Call, Traced
 from qatlib.ops.dense import Dense
+from qatlib.ops.region import Regions, vector_axes
 from qatlib.ops.work import Work, rows_of
 from qatlib.program import Op, Program
 
@@ -52,6 +53,13 @@ class Linear(Dense):
 
     def export_product(self, attrs: Attrs, x: str, weight: str, bias: str, graph: Graph) -> str:
         return graph.node("Add", graph.node("MatMul", x, graph.node("Transpose", weight, perm=[1, 0])), bias)
+
+    def regions(self, op: Op, program: Program) -> Regions:
+        inputs = program.in_values(op)[0].shape[-1]
+        return Regions(
+            vector_axes(program.values[op.output]),
+            lambda box: self.channel_part(op, program, box, box[-1], (*box[:-1], (0, inputs))),
+        )
 
     def work(self, op: Op, program: Program) -> Work:
         sizes = rows_of(program.in_values(op)[0]), rows_of(program.values[op.output])

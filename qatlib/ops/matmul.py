@@ -17,6 +17,7 @@ from qatlib.factors import lone_factor
 from qatlib.integer import EXACT_FLOAT32, EXACT_FLOAT64, INT32, Requantizer, Route
 from qatlib.ops.base import Attrs, Call, Cost, Format, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.composite import Composite
+from qatlib.ops.region import Box, Need, Part, Regions, broadcast, matrix_axes
 from qatlib.ops.work import Work
 from qatlib.program import Op, Program
 
@@ -91,6 +92,18 @@ class MatMul(Operator):
         base = super().cost(op, program)
         macs = program.values[op.output].elements() * program.in_values(op)[0].shape[-1]
         return Cost(macs, 0, base.weight_bytes, base.input_bytes, base.output_bytes)
+
+    def regions(self, op: Op, program: Program) -> Regions:
+        out, (a, b) = program.values[op.output], program.in_values(op)
+        terms = (0, a.shape[-1])
+
+        def part(box: Box) -> Part:
+            *outer, rows, columns = box
+            return Part(
+                (Need(broadcast((*outer, rows, terms), out, a)), Need(broadcast((*outer, terms, columns), out, b)))
+            )
+
+        return Regions(matrix_axes(out), part)
 
     def work(self, op: Op, program: Program) -> Work:
         """One product of two matrices for each place along the other axes."""

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from qatlib.integer import pad
 from qatlib.ops.base import Attrs, Call, Params, Range, Ref, Traced
+from qatlib.ops.region import Box, Need, Part, Regions, image_axes, without
 from qatlib.ops.shape import Movement, computed
 from qatlib.program import Op, Program, Value
 
@@ -97,6 +98,25 @@ class Pad(Movement):
     def out_range(self, op: Op, value: Value, ranges: Sequence[Range]) -> Range:
         (lo, hi), filled = ranges[0], op.attrs["value"]
         return (min(lo, filled), max(hi, filled)) if op.attrs["mode"] == "constant" else (lo, hi)
+
+    def regions(self, op: Op, program: Program) -> Regions:
+        """Copies of elements of the input are made of whole axes."""
+        axes, pairs = image_axes(program.values[op.output]), op.attrs["padding"]
+        if op.attrs["mode"] != "constant":
+            padded, sizes = [axis for axis, pair in enumerate(pairs) if any(pair)], program.in_values(op)[0].sizes()
+            return Regions(
+                without(axes, padded),
+                lambda box: Part((Need(tuple((0, n) if i in padded else box[i] for i, n in enumerate(sizes))),)),
+            )
+        attrs = {**op.attrs, "padding": [[0, 0] for _ in pairs]}
+
+        def part(box: Box) -> Part:
+            reads = tuple(
+                (start - before, stop - before) for (start, stop), (before, _) in zip(box, pairs, strict=True)
+            )
+            return Part((Need(reads, op.attrs["value"]),), attrs, {}, ())
+
+        return Regions(axes, part)
 
     # -- ONNX ----------------------------------------------------------------------------------------------------
 

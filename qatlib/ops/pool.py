@@ -17,6 +17,7 @@ from qatlib.integer import EXACT_FLOAT32, INT32, Requantizer, pad
 from qatlib.ops.base import Attrs, Call, Cost, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.clamp import export_clamp
 from qatlib.ops.conv import spread
+from qatlib.ops.region import Box, Need, Part, Regions, image_axes, whole, window_span, without
 from qatlib.ops.work import Work, image_pair, size_of
 from qatlib.program import Op, Program
 
@@ -117,11 +118,41 @@ class MaxPool(Operator):
             dilations=attrs["dilation"],
         )
 
+    def regions(self, op: Op, program: Program) -> Regions:
+        return _pool_regions(op, program, -math.inf)
+
     def cost(self, op: Op, program: Program) -> Cost:
         return _pool_cost(super().cost(op, program), op)
 
     def work(self, op: Op, program: Program) -> Work:
         return _pool_work(op, program)
+
+
+def _pool_regions(op: Op, program: Program, fill: float, roles: Sequence[str] = ()) -> Regions:
+    """Regions of windows; constants of ``roles`` may hold a number per position."""
+    kernel = op.attrs["kernel"]
+    geometry = list(
+        zip(
+            kernel, op.attrs["stride"], op.attrs.get("dilation", [1] * len(kernel)),
+            (before for before, _ in op.attrs["padding"]), strict=True,
+        )
+    )  # fmt: skip
+    attrs = {**op.attrs, "padding": [[0, 0] for _ in kernel]}
+    own = {role: program.constant(op, role) for role in roles}
+    varied = {role: x for role, x in own.items() if x.numel() > 1}
+
+    def part(box: Box) -> Part:
+        image = box[2:]
+        reads = [window_span(span, *axis) for span, axis in zip(image, geometry, strict=True)]
+        consts = {role: _cropped(x, image) for role, x in varied.items()}
+        return Part((Need((*box[:2], *reads), fill),), attrs, consts, image if consts else ())
+
+    return Regions(image_axes(program.values[op.output]), part)
+
+
+def _cropped(x: Tensor, image: Box) -> Tensor:
+    """``image`` of one number per position; an axis of size 1 stands for all positions."""
+    return x[tuple(slice(None) if size == 1 else slice(*span) for size, span in zip(x.shape, image, strict=True))]
 
 
 def _pool_cost(base: Cost, op: Op) -> Cost:
@@ -290,6 +321,9 @@ class AvgPool(Operator):
             mean = graph.node("Mul", mean, graph.constant(correction))
         return export_clamp(graph, mean, attrs.get("clamp"))
 
+    def regions(self, op: Op, program: Program) -> Regions:
+        return _pool_regions(op, program, 0.0, ("multiplier", "shift"))
+
     def cost(self, op: Op, program: Program) -> Cost:
         return _pool_cost(super().cost(op, program), op)
 
@@ -307,6 +341,13 @@ def _adaptive(call: Call) -> dict[str, Any]:
 def windows(size: int, out: int) -> list[tuple[int, int]]:
     """Windows of adaptive pooling along one axis, as torch defines them."""
     return [(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
+
+
+def _whole_images(op: Op, program: Program) -> Regions:
+    """Regions of an op that takes whole images: of channels."""
+    out, (x,) = program.values[op.output], program.in_values(op)
+    axes = without(image_axes(out), range(2, len(out.shape)))
+    return Regions(axes, lambda box: Part((Need((*box[:2], *whole(x.sizes()[2:]))),)))
 
 
 class AdaptiveMaxPool(Operator):
@@ -360,6 +401,9 @@ class AdaptiveMaxPool(Operator):
             taps = [np.array([min(start + i, stop - 1) for start, stop in cuts]) for i in range(widest)]
             x = graph.node("Max", *(graph.node("Gather", x, graph.constant(tap), axis=axis) for tap in taps))
         return x
+
+    def regions(self, op: Op, program: Program) -> Regions:
+        return _whole_images(op, program)
 
     def cost(self, op: Op, program: Program) -> Cost:
         base = super().cost(op, program)
@@ -427,6 +471,9 @@ class AdaptiveAvgPool(Operator):
         share = attrs["share"] if "share" in attrs else 1 / _outer([matrix.sum(axis=1) for matrix in matrices]).numpy()
         total = _export_sums(graph, inputs[0], matrices)
         return export_clamp(graph, graph.node("Mul", total, graph.constant(np.float32(share))), attrs.get("clamp"))
+
+    def regions(self, op: Op, program: Program) -> Regions:
+        return _whole_images(op, program)
 
     def cost(self, op: Op, program: Program) -> Cost:
         base = super().cost(op, program)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from qatlib.factors import factor
 from qatlib.integer import Requantizer
 from qatlib.ops.base import Attrs, Call, Kernel, Operator, Params, Range, Ref, Traced
+from qatlib.ops.region import Regions, pointwise
 from qatlib.program import Op, Program
 
 if TYPE_CHECKING:
@@ -75,6 +76,9 @@ class PRelu(Operator):
         bounds = [max(hi, 0), max(-lo, 0)]
         requantize = Requantizer.plan([multiplier, negative], shift, bounds, op.attrs["lo"], op.attrs["hi"])
         return lambda x: requantize(x.clamp(min=0), x.clamp(max=0))
+
+    def regions(self, op: Op, program: Program) -> Regions:
+        return pointwise(op, program, "multiplier", "negative_multiplier", "shift")
 
     def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
         per_channel = (-1, *[1] * (len(program.values[op.output].shape) - 2))

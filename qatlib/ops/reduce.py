@@ -14,6 +14,7 @@ from qatlib.factors import lone_factor
 from qatlib.integer import EXACT_FLOAT32, INT32, Requantizer
 from qatlib.ops.base import Attrs, Call, Cost, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.composite import INT16, Composite
+from qatlib.ops.region import Regions, over_kept
 from qatlib.program import Op, Program, Value
 
 if TYPE_CHECKING:
@@ -105,6 +106,9 @@ class Sum(Operator):
         requantize = Requantizer.plan([m], n, [min(bound, 2**31)], op.attrs["lo"], op.attrs["hi"])
         return lambda x: requantize(total(x), reuse=True)
 
+    def regions(self, op: Op, program: Program) -> Regions:
+        return over_kept(op, program, op.attrs["axes"], op.attrs["keepdim"])
+
     def cost(self, op: Op, program: Program) -> Cost:
         base = super().cost(op, program)
         elements = program.in_values(op)[0].elements()
@@ -152,6 +156,9 @@ class Extreme(Operator):
 
     def kernel(self, op: Op, program: Program, ranges: Sequence[Range]) -> Kernel:
         return lambda x: self.forward(op.attrs, {}, x)
+
+    def regions(self, op: Op, program: Program) -> Regions:
+        return over_kept(op, program, op.attrs["axes"], op.attrs["keepdim"])
 
     def cost(self, op: Op, program: Program) -> Cost:
         base = super().cost(op, program)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from qatlib.integer import EXACT_FLOAT32
 from qatlib.ops.base import Attrs, Call, Cost, Kernel, Operator, Params, Range, Ref, Traced
+from qatlib.ops.region import Box, Need, Part, Regions, drawn, image_axes
 from qatlib.program import Op, Program, Value
 
 if TYPE_CHECKING:
@@ -86,6 +87,17 @@ class ResizeNearest(Operator):
 
         return run
 
+    def regions(self, op: Op, program: Program) -> Regions:
+        rows = [program.constant(op, f"index{i}") for i in range(len(op.consts))]
+
+        def part(box: Box) -> Part:
+            taken = [row[slice(*span)] for row, span in zip(rows, box[2:], strict=True)]
+            reads = [drawn(row.tolist()) for row in taken]
+            consts = {f"index{i}": row - low for i, (row, (low, _)) in enumerate(zip(taken, reads, strict=True))}
+            return Part((Need((*box[:2], *reads)),), {}, consts, box[2:])
+
+        return Regions(image_axes(program.values[op.output]), part)
+
     def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
         x, last = op.inputs[0], len(op.consts) - 1
         for axis in range(last + 1):
@@ -143,6 +155,17 @@ class ResizeLinear(Operator):
             return x.mul(unit).round_().clamp_(lo, hi).float()
 
         return run
+
+    def regions(self, op: Op, program: Program) -> Regions:
+        matrices = [program.constant(op, f"weight{i}") for i in range(len(op.consts))]
+
+        def part(box: Box) -> Part:
+            taken = [matrix[slice(*span)] for matrix, span in zip(matrices, box[2:], strict=True)]
+            reads = [drawn(matrix.any(0).nonzero().flatten().tolist()) for matrix in taken]
+            consts = {f"weight{i}": m[:, slice(*span)] for i, (m, span) in enumerate(zip(taken, reads, strict=True))}
+            return Part((Need((*box[:2], *reads)),), {}, consts, box[2:])
+
+        return Regions(image_axes(program.values[op.output]), part)
 
     def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
         matrices = [program.constant(op, f"weight{i}").numpy().astype(np.float64) for i in range(len(op.consts))]

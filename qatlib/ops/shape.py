@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from qatlib.ops.base import Attrs, Call, Cost, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.composite import Composite
+from qatlib.ops.region import Box, Need, Part, Regions, broadcast, image_axes
 from qatlib.ops.work import Form
 from qatlib.program import Op, Program
 
@@ -116,6 +117,15 @@ class Permute(Movement):
     def forward(self, attrs: Attrs, params: Params, *inputs: Tensor) -> Tensor:
         return inputs[0].permute(attrs["dims"])
 
+    def regions(self, op: Op, program: Program) -> Regions:
+        dims = op.attrs["dims"]
+
+        def part(box: Box) -> Part:
+            spans = dict(zip(dims, box, strict=True))
+            return Part((Need(tuple(spans[axis] for axis in range(len(dims)))),))
+
+        return Regions(image_axes(program.values[op.output]), part)
+
     def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
         graph.move(op, "Transpose", perm=op.attrs["dims"])
 
@@ -145,6 +155,18 @@ class Expand(Movement):
             source, axis, times = attrs["batch"]
             batch = inputs[source].shape[axis] // times
         return inputs[0].expand([-size * batch if size < 0 else size for size in attrs["shape"]])
+
+    def regions(self, op: Op, program: Program) -> Regions:
+        out, (x, *like) = program.values[op.output], program.in_values(op)
+
+        def part(box: Box) -> Part:
+            sizes = [size if size < 0 else stop - start for size, (start, stop) in zip(out.shape, box, strict=True)]
+            corners = [
+                Need(tuple((0, n if size < 0 else 1) for n, size in zip(v.sizes(), v.shape, strict=True))) for v in like
+            ]
+            return Part((Need(broadcast(box, out, x)), *corners), {**op.attrs, "shape": sizes}, {}, tuple(sizes))
+
+        return Regions(image_axes(out), part)
 
     def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
         graph.node("Expand", op.inputs[0], self._onnx_shape(graph, op.attrs, op.inputs), output=op.output)

@@ -14,6 +14,7 @@ from torch.utils._pytree import _register_namedtuple
 from qatlib.ops.base import Attrs, Call, Cost, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.composite import Composite
 from qatlib.ops.index import static_axis
+from qatlib.ops.region import Regions, over_kept
 from qatlib.ops.shape import computed
 from qatlib.program import Op, Program, Value
 
@@ -50,6 +51,9 @@ class _Positions(Operator):
     def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
         dtype = "float64" if graph.qtype(op.inputs[0]).dtype == "int32" else "float32"
         graph.write(op.output, self.export_float(op.attrs, [graph.read(op.inputs[0], dtype)], {}, graph))
+
+    def regions(self, op: Op, program: Program) -> Regions:
+        return over_kept(op, program, [op.attrs["axis"]], op.attrs.get("keepdim", True))
 
     def cost(self, op: Op, program: Program) -> Cost:
         base = super().cost(op, program)

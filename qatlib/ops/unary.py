@@ -17,6 +17,7 @@ from qatlib.errors import QConfigError
 from qatlib.integer import pieces
 from qatlib.ops.base import Attrs, Call, Kernel, Operator, Params, Range, Ref, Traced
 from qatlib.ops.clamp import export_clamp
+from qatlib.ops.region import Regions, pointwise
 from qatlib.program import Op, Program
 from qatlib.tables import Floats, Source, Table, build
 
@@ -226,6 +227,9 @@ class Unary(Operator):
             return found.view(swept.shape).permute([order.index(axis) for axis in range(x.dim())])
 
         return run
+
+    def regions(self, op: Op, program: Program) -> Regions:
+        return pointwise(op, program)
 
     def export(self, op: Op, program: Program, graph: IntegerGraph) -> None:
         entries = expanded(op, program).cpu().numpy().astype(program.values[op.output].qtype.dtype)
