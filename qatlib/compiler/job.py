@@ -81,9 +81,11 @@ class Job:
     def _overlaid(self, op: Op, passes: tuple[Task, ...]) -> tuple[tuple[str, ...], frozenset[str]]:
         if len(passes) != 1 or op.output in self.boundary:
             return (), frozenset()
-        mine, overlays = self.maps[op.output], passes[0].work.overlays
+        overlays = passes[0].work.overlays
         names = [x for x in (op.inputs[i] for i in overlays) if x in self.maps and x not in self.boundary]
-        fit = (x for x in names if self.maps[x].size == mine.size and self.maps[x].element_bytes >= mine.element_bytes)
+        values, width = self.program.values, self.maps[op.output].element_bytes
+        shape = values[op.output].shape  # block by block, each element must lie where the operand's lies
+        fit = (x for x in names if values[x].shape == shape and self.maps[x].element_bytes == width)
         return tuple(fit), frozenset(x for i, x in enumerate(op.inputs) if i not in overlays)
 
     @cached_property

@@ -33,23 +33,27 @@ class Buffer:
         return dict(zip(self.values, self.inside or (0,) * len(self.values), strict=True))
 
 
-def lifetimes(job: Job, kept: Collection[str] | None = None, apart: Collection[str] = ()) -> tuple[Buffer, ...]:
+def lifetimes(
+    job: Job, kept: Collection[str] | None = None, apart: Collection[str] = (), rows: Collection[str] = ()
+) -> tuple[Buffer, ...]:
     """Buffers in the order in which they are complete. Views share the bytes of what they show.
 
     With ``kept``, the values that the SRAM holds, what is computed in the place of an operand shares its bytes as well
     if both are in the same memory, and what is nothing but its operands side by side those of all of them. Values in
-    ``apart`` are not made of their operands.
+    ``apart`` are not made of their operands. Those in ``rows`` pass row by row and share with nobody; the ops between
+    which they pass run together, so that what the first reads and what the last writes live at once.
     """
-    start, end = job.life
+    made, needed = job.life
+    start, end = _together(job, rows) if rows else (made, needed)
     root: dict[str, str] = {}
     groups: dict[str, dict[str, int]] = {}
-    for name, at in start.items():
+    for name, at in made.items():
         if name not in job.maps:
             continue
         source = job.shown[at] if at >= 0 and job.shown[at] in root else None
-        if source is None and at >= 0 and kept is not None:
+        if source is None and at >= 0 and kept is not None and name not in rows:
             over, others = job.overlaid[at]
-            taken = {root[x] for x in others if x in root}
+            taken = {*rows, *(root[x] for x in others if x in root)}
             free = (x for x in over if x in root and root[x] not in taken and (x in kept) == (name in kept))
             source = next((x for x in free if _ends(job, groups[root[x]]) == at), None)
         if source is not None:
@@ -57,7 +61,8 @@ def lifetimes(job: Job, kept: Collection[str] | None = None, apart: Collection[s
             groups[root[name]][name] = groups[root[source]][source]
             continue
         groups[name] = {name: 0}
-        if kept is not None and at >= 0 and name not in apart and _joins(job, at, root, groups, kept):
+        alone = name in apart or name in rows or (at >= 0 and any(x in rows for x in job.steps[at].op.inputs))
+        if kept is not None and at >= 0 and not alone and _joins(job, at, root, groups, kept):
             operands = job.steps[at].op.inputs
             ends = accumulate(job.maps[x].stored_bytes for x in operands)
             for operand, stop in zip(operands, ends, strict=True):
@@ -75,6 +80,18 @@ def lifetimes(job: Job, kept: Collection[str] | None = None, apart: Collection[s
         )
         for name, values in groups.items()
     )
+
+
+def _together(job: Job, rows: Collection[str]) -> tuple[dict[str, int], dict[str, int]]:
+    """:attr:`.job.Job.life` where ops between which ``rows`` pass run together."""
+    made, needed = job.life
+    first, last = [*range(len(job.steps))], [*range(len(job.steps))]
+    for at, step in enumerate(job.steps):
+        if step.op.output in rows:
+            first[at + 1] = first[at]
+            last[first[at] : at + 1] = [at + 1] * (at + 1 - first[at])
+    start = {name: first[at] if at >= 0 else at for name, at in made.items()}
+    return start, {name: last[at] if 0 <= at < len(last) else at for name, at in needed.items()}
 
 
 def joined(job: Job, buffers: Collection[Buffer]) -> frozenset[str]:

@@ -23,7 +23,7 @@ from qatlib.compiler.target import Target
 from qatlib.program import Program
 
 Arena = Literal["sram", "dram", "rows"]
-"""``rows``: passes row by row through the SRAM; :meth:`.executable.Executable.run`, which runs op by op, holds it."""
+"""``rows``: passes row by row through the SRAM; its place says where it would lie if it were held whole."""
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -117,7 +117,7 @@ def plan(job: Job, policy: Policy = GREEDY) -> MemoryPlan:
     separate = frozenset() if policy.joins else job.joins
     held, kept = _fitted(job, placement, _scratch(job, placement), separate)
     rows = {name for _, use, one in held if use == "rows" for name in one.values}
-    buffers = lifetimes(job, kept, separate | rows)
+    buffers = lifetimes(job, kept, separate, rows)
     inside: dict[Arena, list[Buffer]] = {"sram": [], "dram": [], "rows": []}
     for buffer in buffers:
         name = buffer.name
@@ -182,7 +182,8 @@ def _fitted(
     kept, held = list(placement.kept), scratch
     while True:
         values = frozenset(name for buffer in kept for name in buffer.values)
-        inside = [buffer for buffer in lifetimes(job, values, apart) if buffer.name in values]
+        rows = {name for _, use, one in held if use == "rows" for name in one.values}
+        inside = [buffer for buffer in lifetimes(job, values, apart, rows) if buffer.name in values]
         _, left = pack([*inside, *(one for _, _, one in held)], job.target.sram.bytes)
         if not left:
             return held, values

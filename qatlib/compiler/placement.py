@@ -15,6 +15,8 @@ from qatlib.compiler.hardware import fill
 from qatlib.compiler.job import Job
 from qatlib.compiler.lifetimes import Buffer, lifetimes
 from qatlib.compiler.tasks import Task
+from qatlib.ops.base import BY_KIND
+from qatlib.ops.region import whole
 
 _Bytes = NDArray[np.int64]
 
@@ -95,6 +97,7 @@ def place(job: Job, buffers: Sequence[Buffer], policy: Policy = GREEDY) -> Place
         used[at + 1] += later
     cascades = _cascades(job, buffers, used, policy) if policy.cascades else []
     inside = {name for cascade in cascades for name in cascade.values}
+    buffers = lifetimes(job, rows=inside) if inside else buffers
     apart = frozenset() if policy.joins else job.joins
     pinned = job.entering if job.options.input_source == "sram" else frozenset()
 
@@ -109,7 +112,7 @@ def place(job: Job, buffers: Sequence[Buffer], policy: Policy = GREEDY) -> Place
     wanted = [b for b in sorted(buffers, key=rank) if b.name not in inside and not outside & {*b.values}]
     if not policy.maps:
         wanted = [buffer for buffer in wanted if pinned & {*buffer.values}]
-    if (used + live_bytes(job, frozenset(v for b in wanted for v in b.values), apart)).max() <= limit:
+    if (used + live_bytes(job, frozenset(v for b in wanted for v in b.values), apart, inside)).max() <= limit:
         return Placement(tuple(wanted), tuple(cascades), staged)
     kept: list[Buffer] = []
     values: frozenset[str] = frozenset()
@@ -119,7 +122,7 @@ def place(job: Job, buffers: Sequence[Buffer], policy: Policy = GREEDY) -> Place
         more = values | {*buffer.values}
         life = slice(buffer.start + 1, buffer.end + 2)  # elsewhere the weights alone may be too many
         if (not grows and (most[life] + buffer.size).max() <= limit) or (
-            (used + live_bytes(job, more, apart))[life].max() <= limit
+            (used + live_bytes(job, more, apart, inside))[life].max() <= limit
         ):
             kept.append(buffer)
             values = more
@@ -127,10 +130,13 @@ def place(job: Job, buffers: Sequence[Buffer], policy: Policy = GREEDY) -> Place
     return Placement(tuple(kept), tuple(cascades), staged)
 
 
-def live_bytes(job: Job, kept: frozenset[str], apart: Collection[str] = ()) -> _Bytes:
-    """Bytes of the values in ``kept`` that live at once, from before the first step to after the last."""
+def live_bytes(job: Job, kept: frozenset[str], apart: Collection[str] = (), rows: Collection[str] = ()) -> _Bytes:
+    """Bytes of the values in ``kept`` that live at once, from before the first step to after the last.
+
+    Those in ``rows`` pass row by row.
+    """
     live = np.zeros(len(job.steps) + 2, np.int64)
-    for buffer in lifetimes(job, kept, apart):
+    for buffer in lifetimes(job, kept, apart, rows):
         if buffer.name in kept:
             live[buffer.start + 1 : buffer.end + 2] += buffer.size
     return live
@@ -159,12 +165,12 @@ def _cascades(job: Job, buffers: Sequence[Buffer], used: _Bytes, policy: Policy)
             name, task = job.steps[end].op.output, streams(job.passes[end + 1])
             if task is None or not job.passes[end] or name in job.boundary or name not in alone or readers[name] != 1:
                 break
-            if job.steps[end + 1].op.inputs != (name,):
-                break
-            more = rows + rolling_bytes(task, job)
             together = job.maps[name].stored_bytes + task.target.stored_bytes
             if name in policy.whole or (together < limit and name not in policy.streamed):
                 break
+            if job.steps[end + 1].op.inputs != (name,) or not all(_by_rows(job, at) for at in (end, end + 1)):
+                break
+            more = rows + rolling_bytes(task, job)
             if more + used[at + 1 : end + 3].max() > limit:
                 break
             end, rows = end + 1, more
@@ -184,11 +190,33 @@ def streams(passes: Sequence[Task]) -> Task | None:
     return None
 
 
+def _by_rows(job: Job, at: int) -> bool:
+    """Whether step ``at`` writes ``[N, C, H, W]`` and can do so row by row."""
+    op = job.steps[at].op
+    shape = job.program.values[op.output].shape
+    regions = BY_KIND[op.kind].regions(op, job.program) if len(shape) == 4 and shape[0] == -1 else None
+    return regions is not None and 2 in regions.axes.rows
+
+
 def rolling_bytes(task: Task, job: Job) -> int:
     """Rows of its input that a task needs for two of its own, and those that are written meanwhile."""
     assert task.source is not None
     rows, columns, channels = task.source.size
     stride, reach = task.work.stride[0], (task.work.kernel[0] - 1) * task.work.dilation[0] + 1
+    needed = max(stride + reach, _rows_for_two(task, job))
     depth = fill(channels, job.target.brick_channels) if task.source.brick else channels
-    size = min(rows, stride + reach + 2 * stride) * columns * depth * task.source.element_bytes
+    size = min(rows, needed + 2 * stride) * columns * depth * task.source.element_bytes
     return fill(size, job.target.sram.alignment)
+
+
+def _rows_for_two(task: Task, job: Job) -> int:
+    """Rows of its input that two rows in the middle of the output need; two of each phase, if it has phases."""
+    regions = BY_KIND[task.op.kind].regions(task.op, job.program)
+    assert regions is not None
+    sizes = job.program.values[task.op.output].sizes()
+    step = 2 * regions.phases[0]
+    start = sizes[2] // 2 // step * step
+    (need, *_) = regions.part((*whole(sizes[:2]), (start, min(sizes[2], start + step)), (0, sizes[3]))).needs
+    assert need is not None
+    low, high = need.box[2]
+    return high - low

@@ -102,3 +102,35 @@ def test_the_dearest_map_stays() -> None:
     executable = compile_model(program, tiny({"sram.bytes": 2048, "sram.holds_boundary": False}))
     assert executable.memory.places[often].arena == "sram"  # three times read, block by block
     assert any(place.arena == "dram" for name, place in executable.memory.places.items() if name in reads)
+
+
+def test_what_a_cascade_reads_and_writes_lives_together() -> None:
+    """Its ops run row by row: the last one writes while the first still reads."""
+    _, program = chain()
+    job = describe(program, order_steps(program), tiny())
+    apart = {b.name: (b.start, b.end) for b in lifetimes(job)}
+    assert apart == {"in0": (-1, 0), "conv0": (0, 1), "conv1": (1, 2), "conv2": (2, 3)}
+    found = {b.name: (b.start, b.end) for b in lifetimes(job, rows={"conv0", "conv1"})}
+    assert (found["in0"], found["conv2"]) == ((-1, 2), (0, 3))
+
+
+def test_rows_lie_in_no_other_map() -> None:
+    """The sum could be computed in the place of its addend, if it were held whole."""
+    net = Net()
+    addend = net.conv(net.input((4, 32, 8)), 4)
+    total = net.conv(net.input((4, 32, 8)), 4, addend=addend)
+    program = net.program(net.conv(total, 4))
+    job = describe(program, order_steps(program), tiny())
+    together = {b.name: b.values for b in lifetimes(job, frozenset())}
+    assert together[addend] == (addend, total)
+    alone = {b.name: b.values for b in lifetimes(job, frozenset(), rows={total})}
+    assert alone[addend] == (addend,)
+    assert alone[total] == (total,)
+
+
+def test_only_maps_of_one_shape_and_width_are_written_over() -> None:
+    net = Net()
+    wide = net.conv(net.input((4, 8, 8)), 4, dtype="int16")
+    program = net.program(net.conv(net.add(wide, wide, "int8"), 4))
+    job = describe(program, order_steps(program), tiny())
+    assert all(len(buffer.values) == 1 for buffer in lifetimes(job, frozenset()))
