@@ -20,13 +20,16 @@ from torch import Tensor
 from qatlib.atomic import Contents, atomic_folder, write_json
 from qatlib.compiler.choose import NO_SEARCH, Search, choose
 from qatlib.compiler.job import Job, describe
+from qatlib.compiler.layout import Layout, layout
 from qatlib.compiler.legalize import check_model
 from qatlib.compiler.machine import Machine
-from qatlib.compiler.memory import MemoryPlan, constants, misfit
+from qatlib.compiler.memory import MemoryPlan, misfit
 from qatlib.compiler.options import DEFAULTS, CompileOptions, parse_options
 from qatlib.compiler.perf import Performance, estimate
 from qatlib.compiler.steps import Step, Unit, order_steps
 from qatlib.compiler.target import Target, load_target
+from qatlib.compiler.tiled import Runner
+from qatlib.compiler.tiles import check_blocks
 from qatlib.emulator import Emulator
 from qatlib.errors import CompileError, ProgramError
 from qatlib.ops.work import Size
@@ -55,13 +58,13 @@ class Executable:
     blocks: Mapping[str, Size] = field(default_factory=dict)
     search: Search = NO_SEARCH
 
-    @property
+    @cached_property
     def job(self) -> Job:
         """The work of every step, as the plan and the estimate see it."""
         return describe(self.program, self.steps, self.target, self.options, self.blocks)
 
     def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Outputs for a batch, computed out of the planned SRAM and DRAM (see :class:`.machine.Machine` on batches).
+        """Outputs for a batch, computed block by block out of the planned SRAM and DRAM (:class:`.machine.Machine`).
 
         Inputs and outputs are those of :func:`qatlib.emulator.emulate`, with which every element agrees. Raises
         CompileError (QAT189) where the plan lets an op read bytes that are not its input's.
@@ -71,7 +74,7 @@ class Executable:
         batch = max((_batch(program.values[name], x) for name, x in carriers.items()), default=0)
         if batch == 0:
             raise ProgramError("QAT180", "inputs", "hold no sample", "Give at least one")
-        planned = sum(use.peak_bytes for use in (self.memory.sram, self.memory.dram, self.memory.rows))
+        planned = sum(use.peak_bytes for use in (self.memory.sram, self.memory.dram))
         boundary = [program.values[name] for name in (*program.inputs, *program.outputs)]
         whole = any(_batch_axis(value)[1] > 1 for value in boundary)  # there samples need not lie one after the other
         step = batch if whole else max(1, _ARENA_BYTES // max(1, planned))
@@ -86,27 +89,18 @@ class Executable:
         """What computes the ops of every run."""
         return Emulator(self.program)
 
+    @cached_property
+    def _layout(self) -> Layout:
+        return layout(self.job, self.memory)
+
     def _part(self, carriers: Mapping[str, Tensor], start: int, count: int) -> tuple[Tensor, ...]:
-        program, emulator, machine = self.program, self._emulator, Machine(self.program, self.memory, count)
-        elsewhere: dict[str, Tensor] = {}  # with the host, or among the weights
-
-        def put(name: str, carrier: Tensor) -> None:
-            if program.values[name].qtype.is_float or name in fixed:
-                elsewhere[name] = carrier
-            else:
-                machine.write(name, emulator.narrow(name, carrier))
-
-        def get(name: str) -> Tensor:
-            return elsewhere[name] if name in elsewhere else emulator.widen(name, machine.read(name))
-
-        fixed = constants(program)
-
+        machine = Machine(self.program, self.memory, count, self._layout.rolling, self._layout.shown)
+        runner = Runner(self.job, self._layout, self._emulator, machine)
         for name, carrier in carriers.items():
-            axis, times = _batch_axis(program.values[name])
-            put(name, carrier.narrow(axis, start * times, count * times))
-        for step in self.steps:
-            put(step.op.output, emulator.compute(step.op, *(get(name) for name in step.op.inputs)))
-        return tuple(emulator.narrow(name, get(name)) for name in program.outputs)
+            axis, times = _batch_axis(self.program.values[name])
+            runner.put(name, carrier.narrow(axis, start * times, count * times))
+        runner.run()
+        return tuple(self._emulator.narrow(name, runner.get(name)) for name in self.program.outputs)
 
     # -- files -----------------------------------------------------------------------------------------------------
 
@@ -207,6 +201,7 @@ def compile_model(
         fix = f"Change these in qconfig or the model, or compile for a target other than {target.name}"
         raise CompileError(violations[0].code, f"target {target.name}", f"refuses the Program, {count}:{listed}", fix)
     choice = choose(program, target, options)
+    check_blocks(choice.job)
     return assemble(target, choice.job, choice.memory, choice.blocks, choice.search)
 
 
