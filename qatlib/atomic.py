@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,15 +130,17 @@ def _cell(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def write_json(path: str | Path, document: Any, rows: str | None = None) -> None:
+def write_json(path: str | Path, document: Any, rows: str | Sequence[str] = ()) -> None:
     """JSON with sorted keys, so that equal content gives equal bytes; NaN and infinity raise ValueError.
 
-    The items of the list ``document[rows]`` take one line each, so that a long table reads, and differs, row by row.
+    The items of the list ``document[rows]``, or of several lists, take one line each, so that a long table reads, and
+    differs, row by row.
     """
-    items = [] if rows is None else [_json(item) for item in document.get(rows, ())]
-    text = _json({**document, rows: []} if items else document, indent=2)
-    if items:
-        head = f'\n  "{rows}": ['  # two spaces: the outermost level
+    keys = [rows] if isinstance(rows, str) else rows
+    tables = {key: items for key in keys if (items := [_json(item) for item in document.get(key, ())])}
+    text = _json({**document, **{key: [] for key in tables}} if tables else document, indent=2)
+    for key, items in tables.items():
+        head = f'\n  "{key}": ['  # two spaces: the outermost level
         text = text.replace(f"{head}]", f"{head}\n    " + ",\n    ".join(items) + "\n  ]")
     write_text(path, text + "\n")
 

@@ -16,9 +16,10 @@ def main(config: Config) -> None:
     """
     from dataclasses import asdict
 
-    from qatlib.atomic import atomic_folder, write_json
+    from qatlib.atomic import atomic_folder, write_csv, write_json
     from qatlib.compiler import check_model, compile_model, load_target
     from qatlib.compiler.executable import CONTENTS
+    from qatlib.compiler.perf import COLUMNS
     from qatlib.pipeline.metrics import evaluate, write_metrics
     from qatlib.pipeline.project import Project
     from qatlib.pipeline.scoring import check_compiled
@@ -32,6 +33,7 @@ def main(config: Config) -> None:
         with atomic_folder("artifacts/executable", CONTENTS) as folder:
             write_json(folder / "refused.json", refusals)
         write_json(f"{REPORTS}/performance.json", {})
+        write_csv(f"{REPORTS}/performance.csv", COLUMNS, ())
         write_metrics(f"{REPORTS}/metrics.json", "compiled", {"refused_ops": len(refusals)})
         return
     executable = compile_model(program, target, config.compile.options)
@@ -39,7 +41,8 @@ def main(config: Config) -> None:
     # On the CPU, whose memory the plan divides.
     scored = evaluate(lambda *x: program.nest(executable.run(*x)), project.batches("test"), project.metric(), "cpu")
     executable.save("artifacts/executable")
-    write_json(f"{REPORTS}/performance.json", executable.performance.to_dict(), rows="ops")
+    executable.performance.write_json(f"{REPORTS}/performance.json")
+    executable.performance.write_csv(f"{REPORTS}/performance.csv")
     write_metrics(
         f"{REPORTS}/metrics.json",
         "compiled",

@@ -15,9 +15,9 @@ DOCUMENT: dict[str, Any] = {"b": {"ops": []}, "ops": [{"z": 1, "a": [1.5, "ops"]
 
 @pytest.mark.parametrize(
     ("document", "rows"),
-    [(DOCUMENT, None), (DOCUMENT, "ops"), (DOCUMENT, "none"), ({}, "ops"), ({"ops": []}, "ops"), ([1, 2], None)],
+    [(DOCUMENT, ()), (DOCUMENT, "ops"), (DOCUMENT, "none"), ({}, "ops"), ({"ops": []}, "ops"), ([1, 2], ())],
 )
-def test_the_layout_changes_no_content(tmp_path: Path, document: Any, rows: str | None) -> None:
+def test_the_layout_changes_no_content(tmp_path: Path, document: Any, rows: str | tuple[str, ...]) -> None:
     write_json(tmp_path / "a.json", document, rows)
     assert json.loads((tmp_path / "a.json").read_text()) == document
 
@@ -30,8 +30,16 @@ def test_a_row_is_a_line_with_its_keys_sorted(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("rows", [None, "ops"])
-def test_what_is_no_json_number_is_refused_and_nothing_is_written(tmp_path: Path, rows: str | None) -> None:
+@pytest.mark.parametrize("rows", [(), "ops"])
+def test_what_is_no_json_number_is_refused_and_nothing_is_written(tmp_path: Path, rows: str | tuple[()]) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"ops": [float("nan")]}, rows)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_tables_of_rows(tmp_path: Path) -> None:
+    document = {"ops": [{"z": 1}], "parts": [{"a": 2}, {"a": 3}], "none": []}
+    write_json(tmp_path / "a.json", document, ("ops", "parts", "none", "absent"))
+    assert (tmp_path / "a.json").read_text() == (
+        '{\n  "none": [],\n  "ops": [\n    {"z": 1}\n  ],\n  "parts": [\n    {"a": 2},\n    {"a": 3}\n  ]\n}\n'
+    )

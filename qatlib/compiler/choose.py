@@ -13,6 +13,7 @@ from qatlib.compiler.options import LEVELS, CompileOptions, Objective, check_opt
 from qatlib.compiler.placement import GREEDY, Policy
 from qatlib.compiler.steps import order_steps
 from qatlib.compiler.target import Target
+from qatlib.compiler.timeline import latency
 from qatlib.errors import CompileError
 from qatlib.ops.work import Size
 from qatlib.program import Program
@@ -77,11 +78,10 @@ def make(job: Job, policy: Policy, blocks: Mapping[str, Size] | None = None) -> 
 
 
 def totals(job: Job, memory: MemoryPlan) -> tuple[int, int]:
-    """Cycles, and bytes from and to the DRAM, of one inference."""
+    """Cycles of the simulation, and bytes from and to the DRAM, of one inference."""
     rows = time_plan(job, memory)
-    launches = job.target.launch_cycles * sum(bool(row) for row in rows)
-    found = [timing for row in rows for timing in row]
-    return launches + sum(timing.cycles for timing in found), sum(timing.dram_bytes for timing in found)
+    moved = sum(timing.dram_bytes for row in rows for timing in row)
+    return latency(job, memory, rows, job.plays), moved
 
 
 def choose(program: Program, target: Target, options: CompileOptions) -> Choice:

@@ -45,13 +45,20 @@ class Timing:
 def time(task: Task, target: Target, off: Collection[str], staging: bool = True, slack: float = 0) -> Timing:
     """What ``task`` takes; for ``off``, ``staging`` and ``slack`` see :func:`.traffic.move`."""
     moved = move(task, target, off, staging, slack)
-    parts = _array(task, target, moved, off) if task.engine == "array" else _vector(task, target, moved, off)
-    waited = _weights(task, target, moved, parts.core, slack)
+    held = stages(task, target, moved, off)
+    waited = slices(task, target, moved, held.core, slack)
+    staged = moved.weights + moved.scales if moved.staged else 0
     sram, dram = bus_cycles(target, target.sram, moved.sram), bus_cycles(target, target.dram, moved.dram)
     cycles = max(waited.core, sram, dram)
+    mac, vector = held.first.busy * held.blocks, held.last.busy * held.blocks
+    if task.engine == "vector":
+        mac, vector = 0.0, mac
+    moving = max(held.first.moving, held.last.moving) * held.blocks + held.lead + held.tail
+    scales = held.last.busy + held.last.weights if held.last.weights else 0.0
+    fed = max(held.first.weights, scales) * held.blocks
     shares: dict[Limit, float] = {
-        "mac": parts.mac, "vector": parts.vector, "weights": max(parts.waited, waited.core - parts.core),
-        "sram": parts.moving if not parts.far else 0, "dram": parts.moving if parts.far else 0,
+        "mac": mac, "vector": vector, "weights": max(fed, waited.core - held.core),
+        "sram": moving if held.memory == "sram" else 0, "dram": moving if held.memory == "dram" else 0,
     }  # fmt: skip
     limit: Limit = max(shares, key=lambda name: shares[name])
     if cycles > waited.core:
@@ -59,9 +66,9 @@ def time(task: Task, target: Target, off: Collection[str], staging: bool = True,
     return Timing(
         cycles=_whole(cycles),
         core=_whole(waited.core),
-        mac=_whole(parts.mac),
-        vector=_whole(parts.vector),
-        weight_wait=_whole(waited.core - parts.core),
+        mac=_whole(mac),
+        vector=_whole(vector),
+        weight_wait=_whole(waited.core - held.core),
         sram=_whole(sram),
         dram=_whole(dram),
         limit=limit,
@@ -69,8 +76,8 @@ def time(task: Task, target: Target, off: Collection[str], staging: bool = True,
         sram_bytes=_whole(sum(moved.sram.values())),
         dram_bytes=_whole(sum(moved.dram.values()) + moved.early),
         weight_bytes=moved.weights,
-        first_slice=_whole(waited.first),
-        next_slice=_whole(waited.next),
+        first_slice=_whole(staged * waited.first),
+        next_slice=_whole(staged * waited.later),
     )
 
 
@@ -80,23 +87,51 @@ def _whole(amount: float) -> int:
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """Cycles of the whole task: of the core, and of its parts if each ran alone.
+class Stage:
+    """Cycles for which a unit holds a block: ``busy`` at work, the rest with what the block waits for there.
 
-    ``waited`` is what it waits for decoded weights or for scales, ``moving`` the time in which no block overlaps
-    another; it is off-chip memory's if ``far``.
+    That are ``weights`` to be decoded or scales, data ``moving``, and blocks at the other unit.
     """
 
-    core: float
-    mac: float
-    vector: float
-    waited: float
-    moving: float
-    far: bool
+    cycles: float = 0.0
+    busy: float = 0.0
+    weights: float = 0.0
+    moving: float = 0.0
 
 
-def _moving(task: Task, target: Target, moved: Traffic, off: Collection[str]) -> tuple[float, float, bool]:
-    """Cycles to read one block and to write one, and whether the slower of the two is off chip."""
+@dataclass(frozen=True)
+class Stages:
+    """How ``blocks``, not a whole number, pass two units one after the other; work of one unit holds no ``last``.
+
+    ``lead`` and ``tail`` are cycles before the first block and after the last. What is read or written is in
+    ``memory``, that of the slower of both.
+    """
+
+    blocks: float
+    first: Stage
+    last: Stage
+    lead: float
+    tail: float
+    memory: Literal["sram", "dram"]
+
+    @property
+    def core(self) -> float:
+        """Cycles of all blocks, if no bus holds them up: the slower unit all of them, the other the first or last."""
+        a, b = self.first.cycles, self.last.cycles
+        return max(a, b) * self.blocks + min(a, b) + self.lead + self.tail
+
+
+def stages(task: Task, target: Target, moved: Traffic, off: Collection[str]) -> Stages:
+    """The path of the blocks of ``task``: ``blocks_under_way`` of them share the time of one."""
+    read, write, memory = _moving(task, target, moved, off)
+    make = _array if task.engine == "array" else _vector
+    return make(task, target, moved, read, write, memory)
+
+
+def _moving(
+    task: Task, target: Target, moved: Traffic, off: Collection[str]
+) -> tuple[float, float, Literal["sram", "dram"]]:
+    """Cycles to read one block and to write one, and which memory the slower of the two is in."""
     read = 0.0
     far = task.target.name in off
     sink = memory_of(target, far)
@@ -108,28 +143,28 @@ def _moving(task: Task, target: Target, moved: Traffic, off: Collection[str]) ->
         in_bytes = math.prod(task.cut.ifm) * task.source.element_bytes
         read = source.read_latency_cycles + in_bytes * moved.in_burst / width(target, source)
         far = away if read >= write else far
-    return read, write, far
+    return read, write, "dram" if far else "sram"
 
 
-def _array(task: Task, target: Target, moved: Traffic, off: Collection[str]) -> _Parts:
-    """Blocks run one after the other, each as long as its slowest part; ``blocks_under_way`` of them overlap."""
+def _array(
+    task: Task, target: Target, moved: Traffic, read: float, write: float, memory: Literal["sram", "dram"]
+) -> Stages:
     work, cut, buffers = task.work, task.cut, target.buffers
     count = math.prod(map(pieces, work.ofm, cut.tile)) / math.prod(map(pieces, cut.ofm, cut.tile)) * work.times
     mac, plain = (mac_cycles(task, target, decoded) for decoded in (True, False))
     vector = float(math.ceil(math.prod(cut.ofm) / task.rate))
     out = max(vector, _scale_wait(task, target, moved))
-    read, write, far = _moving(task, target, moved, off)
-    ends = 0.0
-    if buffers.reads_while_writing:
-        between, ends = (abs(read - write) if count > 1 else 0.0), read + write
-    else:
-        between = read + write
-    issue = (between + mac + out) / buffers.blocks_under_way
-    a, b = max(mac, issue), max(out, issue)
-    core = max(a, b) * count + min(a, b) + ends
-    moving = between / buffers.blocks_under_way * count + ends
-    waited = max(mac - plain, out if out > vector else 0.0) * count
-    return _Parts(core, plain * count, vector * count, waited, moving, far)
+    overlap = buffers.reads_while_writing
+    between = abs(read - write) * (count > 1) if overlap else read + write
+    issue, moving = (between + mac + out) / buffers.blocks_under_way, between / buffers.blocks_under_way
+    return Stages(
+        count,
+        Stage(max(mac, issue), plain, mac - plain, moving),
+        Stage(max(out, issue), vector, out - vector, moving),
+        read if overlap else 0.0,
+        write if overlap else 0.0,
+        memory,
+    )
 
 
 def _scale_wait(task: Task, target: Target, moved: Traffic) -> float:
@@ -141,19 +176,19 @@ def _scale_wait(task: Task, target: Target, moved: Traffic) -> float:
     return target.weights.scale_bytes * task.cut.ofm[2] / piece * memory.read_latency_cycles
 
 
-def _vector(task: Task, target: Target, moved: Traffic, off: Collection[str]) -> _Parts:
+def _vector(
+    task: Task, target: Target, moved: Traffic, read: float, write: float, memory: Literal["sram", "dram"]
+) -> Stages:
     work, cut, buffers = task.work, task.cut, target.buffers
     channels = task.target.size[2]
     filled = fill(channels, target.brick_channels) / channels if task.target.brick else 1.0
-    read, write, far = _moving(task, target, moved, off)
     between = max(read, write) if buffers.reads_while_writing else read + write
     operations = task.vector_ops if work.form != "resize" or target.resize_unit is None else math.prod(work.ofm)
-    per_element = 1 / task.rate
     block = math.prod(cut.ofm)
-    elements = operations * filled
-    issue = (between / block + per_element) / buffers.blocks_under_way
-    moving = elements * between / block / buffers.blocks_under_way
-    return _Parts(elements * max(per_element, issue), 0.0, elements * per_element, 0.0, moving, far)
+    busy = block / task.rate
+    issue, moving = (between + busy) / buffers.blocks_under_way, between / buffers.blocks_under_way
+    one = Stage(max(busy, issue), busy, 0.0, moving)
+    return Stages(operations * filled / block, one, Stage(), 0.0, 0.0, memory)
 
 
 def mac_cycles(task: Task, target: Target, decoded: bool = True) -> float:
@@ -201,19 +236,23 @@ def _subkernels(work: Work, most: int | None) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Waited:
-    """Cycles of the core with what it waits for weights, of its last slice of channels; bytes of two slices."""
+class Slices:
+    """Staged weights come in slices: ``first`` of them is the share that comes early, ``later`` that of each other.
+
+    ``core`` are cycles of the core with what it waits for them, ``last`` those of the last slice. A task that stages
+    none is one slice.
+    """
 
     core: float
     last: float
-    first: float
-    next: float
+    first: float = 1.0
+    later: float = 0.0
 
 
-def _weights(task: Task, target: Target, moved: Traffic, core: float, slack: float) -> _Waited:
-    """Staged weights come in slices of channels: the first early, later ones while the slice before them runs."""
+def slices(task: Task, target: Target, moved: Traffic, core: float, slack: float) -> Slices:
+    """Slices of output channels: the first comes early, later ones while the slice before them runs."""
     if not moved.staged:
-        return _Waited(core, core, 0.0, 0.0)
+        return Slices(core, core)
     speed, latency = staging_rate(target), target.dram.read_latency_cycles
     channels, granule = task.work.ofm[2], task.cut.ofm[2]
     whole, before = moved.weights / speed + latency, moved.early / speed + latency
@@ -222,5 +261,4 @@ def _weights(task: Task, target: Target, moved: Traffic, core: float, slack: flo
         part = min(max(float(_GROUP), fill(int(channels * core * (1 - rest) / whole), granule)), channels * rest)
         last = core / (1 + math.ceil(channels * rest / part))
     waited = max(core + max(0.0, before - slack), whole - slack + last)
-    stored = moved.weights + moved.scales
-    return _Waited(waited, last, stored * (1 - rest), stored * part / channels)
+    return Slices(waited, last, 1 - rest, part / channels)

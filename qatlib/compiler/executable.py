@@ -121,7 +121,7 @@ class Executable:
         with atomic_folder(folder, CONTENTS) as inside:
             self.program.save(inside / "program")
             write_json(inside / "executable.json", document.model_dump(mode="json"))
-            write_json(inside / "performance.json", self.performance.to_dict(), rows="ops")
+            self.performance.write_json(inside / "performance.json")
 
     @staticmethod
     def load(folder: str | Path) -> Executable:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from qatlib.compiler.cycles import Timing, time
 from qatlib.compiler.options import DEFAULTS, CompileOptions
+from qatlib.compiler.plays import Plays
 from qatlib.compiler.steps import Step
 from qatlib.compiler.target import Target
 from qatlib.compiler.tasks import Map, Task, Tasks
@@ -52,6 +53,7 @@ class Job:
     target: Target
     options: CompileOptions
     timer: Timer = field(default_factory=Timer, compare=False, repr=False)
+    plays: Plays = field(default_factory=Plays, compare=False, repr=False)
 
     @cached_property
     def life(self) -> tuple[dict[str, int], dict[str, int]]:

@@ -1,18 +1,23 @@
 """An estimate of latency from the numbers in a target file: a model of a model, never a measurement.
 
-Ops run one after the other, each as long as the slowest of the core and the two memories (:mod:`.cycles`). The model is
-described in ``docs/targets.md``.
+Latency is that of the simulation (:mod:`.timeline`); what limits an op is told by the closed form (:mod:`.cycles`). The
+model is described in ``docs/targets.md``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from qatlib.atomic import write_csv, write_json
 from qatlib.compiler.cycles import Timing
-from qatlib.compiler.job import Job
+from qatlib.compiler.job import Job, describe
 from qatlib.compiler.memory import MemoryPlan, time_plan
+from qatlib.compiler.spans import CAUSES
+from qatlib.compiler.timeline import OpTime, Timeline, simulate
+from qatlib.qtype import QType
 
 if TYPE_CHECKING:
     import pandas
@@ -33,6 +38,12 @@ class OpEstimate:
     the outputs that are computed at a time. ``mac_cycles``, ``vector_cycles``, ``sram_cycles`` and ``dram_cycles`` are
     what each part is busy, ``wait_cycles`` what the core waits for staged weights. ``weight_bytes`` are the weights
     as stored, ``utilization`` MACs over what the array could have done in the op's cycles at the op's dtype.
+
+    The op runs from ``start_us`` on. ``compute_us`` is what the busier of the units that compute works,
+    ``load_store_us`` the busier of the two buses; both go on at once, so that the shares of the op's latency need not
+    add up to 1. ``stall_*`` are the cycles that the unit of the op waits, by cause (:mod:`.spans`). ``int16_cycles``
+    are those that formats of 16 bits cost, against 8 bits in the same places. ``sram_live_bytes`` of the SRAM are
+    taken while the op runs. ``host_bytes`` are what the host reads and writes for an op of its own.
     """
 
     op: str
@@ -55,20 +66,44 @@ class OpEstimate:
     bound: Bound = "none"
     utilization: float = 0.0
     latency_us: float = 0.0
+    start_us: float = 0.0
+    compute_us: float = 0.0
+    compute_share: float = 0.0
+    load_store_us: float = 0.0
+    load_store_share: float = 0.0
+    stall_compute: int = 0
+    stall_sram: int = 0
+    stall_dram: int = 0
+    stall_weights: int = 0
+    stall_dependency: int = 0
+    int16_cycles: int = 0
+    sram_live_bytes: int = 0
+    host_bytes: int = 0
+
+
+COLUMNS = tuple(OpEstimate.__dataclass_fields__)
 
 
 @dataclass(frozen=True)
 class Performance:
     """Estimate for one inference of batch 1, while ``cores`` run one each.
 
-    ``source`` is where the target's numbers come from.
+    ``source`` is where the target's numbers come from. ``static_bytes`` are those of weights and other constants,
+    ``sram_peak_bytes`` and ``dram_peak_bytes`` what maps and staged weights take.
     """
 
     target: str
     source: str
     clock_hz: float
     peak_macs_per_cycle: float
+    sram_bytes_per_cycle: float
+    dram_bytes_per_cycle: float
+    static_bytes: int
+    sram_size_bytes: int
+    sram_peak_bytes: int
+    dram_peak_bytes: int
     rows: tuple[OpEstimate, ...]
+    timeline: Timeline = field(repr=False)
     cores: int = 1
 
     @property
@@ -98,37 +133,69 @@ class Performance:
         """MACs over what the array could do at its int8 rate in the whole latency, 0 to 1."""
         return self.macs / (self.cycles * self.peak_macs_per_cycle) if self.cycles else 0.0
 
+    @property
+    def dram_bytes_per_s(self) -> float:
+        """Mean of an inference."""
+        return self.dram_bytes * self.clock_hz / self.cycles if self.cycles else 0.0
+
     def cycles_by_bound(self) -> dict[str, int]:
         """Cycles of the ops that each resource limits."""
         return {bound: sum(r.cycles for r in self.rows if r.bound == bound) for bound in _BOUNDS}
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON data with sorted keys: totals, and the per-op rows under ``ops``."""
-        totals = (
-            "target",
-            "source",
-            "clock_hz",
-            "cores",
-            "cycles",
-            "latency_us",
-            "fps",
-            "macs",
-            "dram_bytes",
-            "utilization",
-        )
-        document: dict[str, Any] = {key: getattr(self, key) for key in totals}
+        """JSON data with sorted keys: totals, the per-op rows under ``ops``, cycles of ``units`` by what they are for.
+
+        ``intervals`` are equal parts of the inference: the share of each in which each unit works, and the rate of the
+        DRAM's bus.
+        """
+        document: dict[str, Any] = {key: getattr(self, key) for key in _TOTALS}
         document["basis"] = BASIS
         document["cycles_by_bound"] = dict(sorted(self.cycles_by_bound().items()))
+        busy, stalls = self.timeline.busy, self.timeline.stalls
+        units = (
+            {"unit": unit, "busy": round(busy[unit]), **{cause: round(stalls[unit][cause]) for cause in CAUSES}}
+            for unit in self.timeline.units
+        )
+        document["units"] = [dict(sorted(unit.items())) for unit in units]
+        document["intervals"] = self._intervals() if self.cycles else []
         document["ops"] = [dict(sorted(asdict(row).items())) for row in self.rows]
         return dict(sorted(document.items()))
+
+    def _intervals(self) -> list[dict[str, float]]:
+        shares, rates = self.timeline.utilization(INTERVALS), self.timeline.bytes_per_s("dram", INTERVALS)
+        rows = (
+            {
+                "start_us": round(self.latency_us * i / INTERVALS, 3),
+                "dram_bytes_per_s": round(float(rates[i])),
+                **{unit: round(float(share[i]), 4) for unit, share in shares.items()},
+            }
+            for i in range(INTERVALS)
+        )
+        return [dict(sorted(row.items())) for row in rows]
+
+    def write_json(self, path: str | Path) -> None:
+        """What :meth:`to_dict` gives."""
+        write_json(path, self.to_dict(), ("ops", "units", "intervals"))
+
+    def write_csv(self, path: str | Path) -> None:
+        """One line per op, columns as in :class:`OpEstimate`."""
+        write_csv(path, COLUMNS, (asdict(row).values() for row in self.rows))
 
     def to_frame(self) -> pandas.DataFrame:
         """One row per op, columns as in :class:`OpEstimate`."""
         import pandas
 
-        return pandas.DataFrame([asdict(row) for row in self.rows], columns=list(OpEstimate.__dataclass_fields__))
+        return pandas.DataFrame([asdict(row) for row in self.rows], columns=list(COLUMNS))
 
 
+_TOTALS = (
+    "target", "source", "clock_hz", "cores", "cycles", "latency_us", "fps", "macs", "utilization",
+    "peak_macs_per_cycle",
+    "dram_bytes", "dram_bytes_per_s", "sram_bytes_per_cycle", "dram_bytes_per_cycle",
+    "static_bytes", "sram_size_bytes", "sram_peak_bytes", "dram_peak_bytes",
+)  # fmt: skip
+INTERVALS = 60
+"""Equal parts of an inference for which ``to_dict`` gives means."""
 _BOUNDS: tuple[Bound, ...] = ("mac", "vector", "weights", "sram", "dram", "launch")
 
 
@@ -141,20 +208,65 @@ def estimate(job: Job, plan: MemoryPlan) -> Performance:
     """Per-op estimates in execution order."""
     target = job.target
     timings = time_plan(job, plan)
-    rows = tuple(_row(job, i, timings[i]) for i in range(len(job.steps)))
-    return Performance(target.name, target.source, target.clock_hz, target.mac_array.peak, rows, job.options.cores)
+    timeline = simulate(job, plan, timings)
+    played = {op.op: op for op in timeline.ops}
+    if _wide(job):
+        other = _narrow(job)
+        narrow = {op.op: op for op in simulate(other, plan, time_plan(other, plan)).ops}
+    else:
+        narrow = played
+    rows = []
+    for at, step in enumerate(job.steps):
+        if step.op.name not in played:
+            rows.append(_idle(job, at))
+            continue
+        op = played[step.op.name]
+        extra = max(0, op.cycles - narrow[step.op.name].cycles)
+        rows.append(replace(_row(job, at, timings[at], op), int16_cycles=extra))
+    return Performance(
+        target=target.name,
+        source=target.source,
+        clock_hz=target.clock_hz,
+        peak_macs_per_cycle=target.mac_array.peak,
+        sram_bytes_per_cycle=target.sram.bytes_per_cycle,
+        dram_bytes_per_cycle=target.dram_bytes_per_cycle,
+        sram_size_bytes=target.sram.bytes,
+        static_bytes=plan.weight_bytes,
+        sram_peak_bytes=plan.sram.peak_bytes,
+        dram_peak_bytes=plan.dram.peak_bytes,
+        rows=tuple(rows),
+        timeline=timeline,
+        cores=job.options.cores,
+    )
 
 
-def _row(job: Job, at: int, timings: Sequence[Timing]) -> OpEstimate:
-    step, passes, target = job.steps[at], job.passes[at], job.target
-    op = step.op
-    if not timings:
-        unit: Unit = "host" if step.unit == "host" else "weights" if op.name in job.constants else "view"
-        return OpEstimate(op.name, op.module, op.kind, unit)
-    first = passes[0]
-    work = sum(timing.cycles for timing in timings)
-    cycles, longest = work + target.launch_cycles, max(timings, key=lambda timing: timing.cycles)
+def _wide(job: Job) -> bool:
+    return any(value.qtype.dtype == "int16" for value in job.program.values.values())
+
+
+def _narrow(job: Job) -> Job:
+    """The same work if what has 16 bits had 8."""
+    program, narrow = job.program, QType("int8", 1.0)
+    values = {n: replace(v, qtype=narrow) if v.qtype.dtype == "int16" else v for n, v in program.values.items()}
+    return describe(replace(program, values=values), job.steps, job.target)
+
+
+def _idle(job: Job, at: int) -> OpEstimate:
+    """What the accelerator does not run."""
+    op = job.steps[at].op
+    unit: Unit = "host" if job.steps[at].unit == "host" else "weights" if op.name in job.constants else "view"
+    crossing = sum(job.program.values[name].bytes() for name in (*op.inputs, op.output)) if unit == "host" else 0
+    return OpEstimate(op.name, op.module, op.kind, unit, host_bytes=crossing)
+
+
+def _row(job: Job, at: int, timings: Sequence[Timing], played: OpTime) -> OpEstimate:
+    passes, target, op = job.passes[at], job.target, job.steps[at].op
+    first, cycles = passes[0], played.cycles
+    longest = max(timings, key=lambda timing: timing.cycles)
     peak = target.mac_array.peak / (target.mac_array.slowdown(first.dtype) or 1.0)
+    to_us = 1e6 / target.clock_hz
+    compute = max(played.busy[unit] for unit in ("array", "vector", "resize", "warp") if unit in played.busy)
+    moving = max(played.busy["sram"], played.busy["dram"])
 
     def total(field: str) -> int:
         return sum(getattr(timing, field) for timing in timings)
@@ -177,7 +289,14 @@ def _row(job: Job, at: int, timings: Sequence[Timing]) -> OpEstimate:
         dram_cycles=total("dram"),
         launch_cycles=target.launch_cycles,
         cycles=cycles,
-        bound="launch" if target.launch_cycles > work else longest.limit,
+        bound="launch" if target.launch_cycles > total("cycles") else longest.limit,
         utilization=first.macs / (cycles * peak) if first.macs and cycles else 0.0,
-        latency_us=cycles / target.clock_hz * 1e6,
+        latency_us=cycles * to_us,
+        start_us=played.start * to_us,
+        compute_us=compute * to_us,
+        compute_share=compute / cycles if cycles else 0.0,
+        load_store_us=moving * to_us,
+        load_store_share=moving / cycles if cycles else 0.0,
+        **{f"stall_{cause}": round(played.stalls[played.main][cause]) for cause in CAUSES if cause != "launch"},
+        sram_live_bytes=played.sram_bytes,
     )

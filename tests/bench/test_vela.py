@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from time import process_time
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from torch import nn
 from bench.vela import ours
 from bench.vela.compile import layers, read_tables
 from bench.vela.tables import BUFFERS, LAYERS, TOTALS, Buffer, Layer, Total, read_rows, write_rows
+from qatlib.compiler.job import describe
+from qatlib.compiler.placement import time_all
+from qatlib.compiler.timeline import simulate
 
 ROWS: list[Layer] = read_rows(LAYERS, Layer)
 CASES: list[Total] = read_rows(TOTALS, Total)
@@ -167,3 +171,21 @@ def test_our_estimates_are_near_those_of_vela(network: str) -> None:
         assert executable.memory.sram.peak_bytes == pytest.approx(total.sram_peak, rel=0.2)
         assert ours.rank_correlation([pair.ours for pair in both], [pair.vela for pair in both]) >= 0.9
         assert len(both) >= 18
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ours.NETWORKS)
+def test_the_simulation_agrees_with_its_closed_form(network: str) -> None:
+    made = ours.program(network)
+    for config in ours.TARGETS:
+        executable = ours.compiled(made, config)
+        job, plan = describe(made, executable.steps, executable.target), executable.memory
+        staging = {i for i, step in enumerate(job.steps) if step.op.name in plan.staged}
+        timings = time_all(job, plan.off_chip | job.constants, staging)
+        start = process_time()
+        timeline = simulate(job, plan, timings)
+        assert process_time() - start < 5
+        formula = {s.op.name: sum(t.cycles for t in row) for s, row in zip(job.steps, timings, strict=True)}
+        assert timeline.cycles == pytest.approx(sum(formula.values()), rel=0.01)
+        for op in timeline.ops:
+            assert 0.95 < op.cycles / formula[op.op] < 1.13, op.op

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import pandas
 import pytest
 
 from qatlib.compiler import OpEstimate, compile_model, perf_model
@@ -143,3 +145,53 @@ def test_nothing_for_the_accelerator_to_do() -> None:
     perf = compile_model(net.program(net.dequantize(net.quantize(net.input((4,), "float32")))), tiny()).performance
     assert (perf.cycles, perf.fps, perf.utilization) == (0, None, 0.0)
     json.dumps(perf.to_dict(), allow_nan=False)
+
+
+def test_the_table_is_written_row_by_row(tmp_path: Path) -> None:
+    perf = compile_model(residual()[1], tiny()).performance
+    perf.write_csv(tmp_path / "performance.csv")
+    frame = pandas.read_csv(tmp_path / "performance.csv", keep_default_na=False)
+    assert list(frame["op"]) == [row.op for row in perf.rows]
+    assert frame["cycles"].sum() == perf.cycles
+    assert frame["host_bytes"].sum() == 3 * 64 * (4 + 1) + 5 * (4 + 4)  # what is quantized, and what is dequantized
+
+
+def test_compute_and_traffic_in_time_and_share() -> None:
+    net = Net()
+    row = only_row(net, net.conv(net.input((3, 8, 8)), 8))
+    assert (row.compute_us, row.load_store_us) == (2304, 80)  # of the array at 1 MHz, of the DRAM
+    assert row.compute_share == pytest.approx(2304 / row.cycles)
+    assert row.load_store_share == pytest.approx(80 / row.cycles)
+    waits = row.stall_compute + row.stall_sram + row.stall_dram + row.stall_weights + row.stall_dependency
+    assert 2304 + waits + 5 == pytest.approx(row.cycles, abs=2)
+    assert row.start_us == 0
+
+
+def test_what_int16_costs_is_the_difference_to_the_same_op_in_int8() -> None:
+    def rows(dtype: str) -> list[OpEstimate]:
+        net = Net()
+        x = net.input((16, 8, 8), dtype)
+        return list(compile_model(net.program(net.clamp(net.conv(x, 16, dtype=dtype))), tiny()).performance.rows)
+
+    wide, narrow = rows("int16"), rows("int8")
+    for a, b in zip(wide, narrow, strict=True):
+        assert a.int16_cycles == a.cycles - b.cycles > 0
+        assert b.int16_cycles == 0
+
+
+def test_memory_that_is_taken_and_traffic_a_second() -> None:
+    executable = compile_model(residual()[1], tiny())
+    perf, plan = executable.performance, executable.memory
+    assert (perf.static_bytes, perf.sram_peak_bytes, perf.dram_peak_bytes) == (
+        plan.weight_bytes, plan.sram.peak_bytes, plan.dram.peak_bytes,
+    )  # fmt: skip
+    assert max(row.sram_live_bytes for row in perf.rows) == plan.sram.live_bytes
+    assert perf.dram_bytes_per_s == pytest.approx(perf.dram_bytes / (perf.latency_us * 1e-6))
+    document = perf.to_dict()
+    assert [row["unit"] for row in document["units"]] == ["array", "vector", "dma", "sram", "dram"]
+    for row in document["units"]:
+        unit = row.pop("unit")
+        assert sum(row.values()) == pytest.approx(perf.cycles, abs=10)
+        shares = [part[unit] for part in document["intervals"]]
+        assert max(shares) <= 1
+        assert sum(shares) / len(shares) * perf.cycles == pytest.approx(row["busy"], rel=0.01, abs=5)
