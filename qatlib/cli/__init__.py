@@ -31,5 +31,6 @@ for _command in (
     programs.export,
     programs.golden,
     programs.compare_dump_command,
+    programs.trace,
 ):
     main.add_command(_command)

@@ -1,4 +1,4 @@
-"""Commands on a Program, wherever it lies: golden vectors, dumps of devices, ONNX."""
+"""Commands on a Program, wherever it lies: golden vectors, dumps of devices, ONNX, its compiled form in time."""
 
 from __future__ import annotations
 
@@ -66,3 +66,26 @@ def export(program_dir: str, path: str, flavour: Any, opset: int | None, files: 
         for line in lines:
             click.echo(line)
     sys.exit(0 if good else 1)
+
+
+@click.command()
+@click.argument("executable", default="artifacts/executable", type=click.Path(path_type=Path))
+@click.option("--out", default="trace.json", show_default=True, type=click.Path(path_type=Path), help="File to write.")
+def trace(executable: Path, out: Path) -> None:
+    """Write what each unit does when, of the compiled Program in folder EXECUTABLE, for ui.perfetto.dev.
+
+    Default: that of the last run.
+    """
+    with one_line_errors():
+        from qatlib.compiler import Executable, write_trace
+        from qatlib.compiler.perf import BASIS
+        from qatlib.errors import CompileError
+
+        if not (executable / "executable.json").exists():
+            refused = (executable / "refused.json").exists()
+            seen = "is of a Program that its target refuses" if refused else "holds no executable.json"
+            fix = "See reports/compile_sim/refusals.json" if refused else "Run dvc repro, or name another folder"
+            raise CompileError("QAT189", str(executable), seen, fix)
+        performance = Executable.load(executable).performance
+        write_trace(out, performance)
+    click.echo(f"{out}: {performance.latency_us:.4g} µs on {performance.target}, an {BASIS}")

@@ -13,6 +13,7 @@ from qatlib.compiler.options import CompileOptions
 from qatlib.compiler.perf import OpEstimate, Performance, perf_model
 from qatlib.compiler.target import Target, load_target, shipped_targets
 from qatlib.compiler.timeline import Timeline
+from qatlib.compiler.trace import write_trace
 
 __all__ = [
     "CompileOptions",
@@ -28,4 +29,5 @@ __all__ = [
     "load_target",
     "perf_model",
     "shipped_targets",
+    "write_trace",
 ]
