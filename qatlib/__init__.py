@@ -49,6 +49,7 @@ _HOME = {
     "qatlib.analysis.channels": ("channel_similarity",),
     "qatlib.analysis.features": ("get_raw_features", "profile_featuremap"),
     "qatlib.analysis.weights": ("compare_weights",),
+    "qatlib.analysis.report.accelerator_page": ("visualize_model",),
     "qatlib.graph.unshare": ("get_module_called_count", "unshare"),
     "qatlib.analysis.bad_case": ("find_bad_case",),
     "qatlib.analysis.conversion_loss": ("bisect_conversion",),

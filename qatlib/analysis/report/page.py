@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from qatlib.analysis.call_sites import CallSite
 from qatlib.analysis.findings import Found, severity_counts
 from qatlib.analysis.goals import GoalResult
 from qatlib.analysis.op_facts import OpFact
 from qatlib.analysis.records import STAGES_OF, Capture
 from qatlib.analysis.report.detail import detail_data
+from qatlib.analysis.report.environment import environment
 from qatlib.analysis.report.graph import error_text, graph_view
 from qatlib.analysis.report.names import Ops, finding_anchors, ops_of
 from qatlib.analysis.report.plots import CEILING_DB
@@ -28,7 +27,7 @@ from qatlib.analysis.report.sections import (
     study_tables,
     table_table,
 )
-from qatlib.analysis.report.tables import show, tables_of
+from qatlib.analysis.report.tables import tables_of
 from qatlib.analysis.report.waterfall import Waterfall, waterfall
 from qatlib.analysis.similarity import worst
 from qatlib.analysis.unfused import Unfused
@@ -64,31 +63,27 @@ class ReportData:
 
 def render(data: ReportData) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=PackageLoader("qatlib.analysis.report", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["show"] = show
     ops = ops_of(data.captures)
     found = data.found.findings
     loss: Waterfall | None = waterfall(data.summary) if data.summary is not None else None
-    return environment.get_template("profiler.html.j2").render(
-        title=data.title,
-        loss=loss,
-        summary=data.summary,
-        goals=data.goals,
-        found=data.found,
-        findings=list(zip(finding_anchors(found), found, strict=True)),
-        counts=severity_counts(found),
-        open=OPEN,
-        worst=_worst(data.captures, ops),
-        graph=graph_view(ops),
-        details=detail_data(data.captures, ops, found) if ops.first else None,
-        link=ops.link,
-        tables=[linked(table, ops) for table in _tables(data, ops)],
+    return (
+        environment()
+        .get_template("profiler.html.j2")
+        .render(
+            title=data.title,
+            loss=loss,
+            summary=data.summary,
+            goals=data.goals,
+            found=data.found,
+            findings=list(zip(finding_anchors(found), found, strict=True)),
+            counts=severity_counts(found),
+            open=OPEN,
+            worst=_worst(data.captures, ops),
+            graph=graph_view(ops),
+            details=detail_data(data.captures, ops, found) if ops.first else None,
+            link=ops.link,
+            tables=[linked(table, ops) for table in _tables(data, ops)],
+        )
     )
 
 

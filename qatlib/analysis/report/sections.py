@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qatlib.analysis.call_sites import CallSite
 from qatlib.analysis.op_facts import OpFact
 from qatlib.analysis.records import STAGES_OF, Capture
+from qatlib.analysis.report.accelerator import Accelerator, accelerator
 from qatlib.analysis.report.names import Ops, address, anchor
 from qatlib.analysis.report.plots import depth_plot
 from qatlib.analysis.report.study import (
@@ -59,6 +60,7 @@ class OpTable:
     plot: str = ""
     legend: Sequence[tuple[str, str]] = ()
     unmeasured: Sequence[tuple[str, str, str]] = ()
+    accelerator: Accelerator | None = None
 
 
 def capture_table(capture: Capture, ops: Ops) -> OpTable:
@@ -175,13 +177,16 @@ def study_tables(study: Study) -> list[OpTable]:
 
 def perf_table(performance: Mapping[str, Any]) -> OpTable:
     total = sum(float(op["latency_us"]) for op in performance["ops"])
+    wide = any(op["int16_cycles"] for op in performance["ops"])
     return OpTable(
         anchor="performance",
-        link="Performance",
-        title="Latency and traffic, op by op",
-        note=f"Target {performance['target']}: {total:.4g} µs for one inference, batch 1. An {performance['basis']}.",
-        columns=perf_columns(),
-        rows=[perf_cells(op, total) for op in performance["ops"]],
+        link="Accelerator",
+        title="On the accelerator",
+        note=f"Target {performance['target']}, one inference, batch 1. Every figure is an {performance['basis']};"
+        f" where its numbers come from: {performance['source']}.",
+        columns=perf_columns(wide),
+        rows=[perf_cells(op, total, wide) for op in performance["ops"]],
+        accelerator=accelerator(performance),
     )
 
 

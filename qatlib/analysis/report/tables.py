@@ -186,7 +186,8 @@ def call_cells(site: CallSite) -> tuple[Cell, ...]:
     )
 
 
-def perf_columns() -> tuple[tuple[str, str], ...]:
+def perf_columns(wide: bool) -> tuple[tuple[str, str], ...]:
+    """``wide``: with what int16 costs."""
     return (
         ("Op", "Value that the op writes"),
         ("Kind", "Kind of Program op"),
@@ -194,6 +195,11 @@ def perf_columns() -> tuple[tuple[str, str], ...]:
         ("Latency µs", "Estimated time"),
         ("Share", "Share of the whole latency"),
         ("MACs", "Multiply-accumulates"),
+        ("Compute µs", "Time that the busier of the units that compute works"),
+        ("of it", "The same as a share of the op's latency"),
+        ("Load, store µs", "Time that the busier of the buses to SRAM and DRAM works; both go on at once"),
+        ("of it", "The same as a share of the op's latency"),
+        *((("int16 µs", "Time that formats of 16 bits cost, against 8 bits in the same places"),) if wide else ()),
         ("SRAM bytes", "Bytes moved in on-chip memory"),
         ("DRAM bytes", "Bytes moved to and from off-chip memory, weights included"),
         ("Bound by", "What limits it"),
@@ -201,15 +207,32 @@ def perf_columns() -> tuple[tuple[str, str], ...]:
     )
 
 
-def perf_cells(op: Mapping[str, Any], total_us: float) -> tuple[Cell, ...]:
-    share = 100.0 * float(op["latency_us"]) / total_us if total_us else 0.0
+def digits(value: float) -> str:
+    """Four significant digits, and never a power of ten."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def perf_cells(op: Mapping[str, Any], total_us: float, wide: bool) -> tuple[Cell, ...]:
+    def time(us: float) -> Cell:
+        return Cell(digits(us), us)
+
+    def share(part: float) -> Cell:
+        return Cell(f"{100.0 * part:.1f} %", part)
+
+    per_cycle = float(op["latency_us"]) / op["cycles"] if op["cycles"] else 0.0
     return (
         Cell(op["op"], str(op["op"]).lower(), op["module"]),
         Cell(op["kind"], op["kind"]),
         Cell(op["unit"], op["unit"]),
-        number(float(op["latency_us"])),
-        Cell(f"{share:.1f} %", share),
-        *(Cell(f"{op[key]:,}", op[key]) for key in ("macs", "sram_bytes", "dram_bytes")),
+        time(float(op["latency_us"])),
+        share(float(op["latency_us"]) / total_us if total_us else 0.0),
+        Cell(f"{op['macs']:,}", op["macs"]),
+        time(float(op["compute_us"])),
+        share(float(op["compute_share"])),
+        time(float(op["load_store_us"])),
+        share(float(op["load_store_share"])),
+        *((time(op["int16_cycles"] * per_cycle),) if wide else ()),
+        *(Cell(f"{op[key]:,}", op[key]) for key in ("sram_bytes", "dram_bytes")),
         Cell(op["bound"], op["bound"]),
-        Cell(f"{100.0 * float(op['utilization']):.1f} %", op["utilization"]),
+        share(float(op["utilization"])),
     )
