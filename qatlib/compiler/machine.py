@@ -118,9 +118,9 @@ class Machine:
     def check_staged(self, op: str, offset: int, skip: int, weight: Tensor) -> None:
         """Raise CompileError (QAT189) unless ``weight`` lies ``skip`` bytes behind ``offset``."""
         raw, owner = (bytes[skip:] for bytes in self._slot(op, offset, skip + weight.nbytes))
-        foreign = (owner != self._first[weights_of(op)]).nonzero()
-        if len(foreign):
-            number = int(owner[foreign[0]])
+        foreign = owner != self._first[weights_of(op)]
+        if bool(foreign.any()):
+            number = int(owner[foreign][0])
             seen = "nothing was written" if number == _NOBODY else f"the bytes belong to {self._names[number][0]!r}"
             raise self._broken(op, f"reads staged weights, where {seen}")
         if not torch.equal(raw, weight.contiguous().view(torch.uint8).view(-1)):
