@@ -105,7 +105,9 @@ def test_findings_go_come_and_stay_by_code_and_module() -> None:
 
 
 def test_parameters_by_dotted_key_lists_whole() -> None:
-    assert compare(run("a"), run("b", 0.8, WIDE.replace("seed: 0 ", "seed: 7 ")))["params"] == [
+    assert compare(
+        run("a"), run("b", 0.8, WIDE.replace("seed: 0                   # 0 ..", "seed: 7                   # 0 .."))
+    )["params"] == [
         {"key": "qconfig.overrides", "base": [], "head": [{"match": "conv1", "activation": "int16"}]},
         {"key": "runtime.seed", "base": 0, "head": 7},
     ]
@@ -133,7 +135,9 @@ def test_an_edit_that_was_tried_has_its_prediction_beside_what_came_of_it() -> N
 
 
 def test_several_edits_have_one_measurement_together() -> None:
-    both = WIDE.replace("  epochs: 1  ", "  epochs: 4  ").replace("seed: 0 ", "seed: 7 ")
+    both = WIDE.replace("  epochs: 1  ", "  epochs: 4  ").replace(
+        "seed: 0                   # 0 ..", "seed: 7                   # 0 .."
+    )
     document = compare(run("a", 0.8, PLAIN, INT16, TRAIN), run("b", 0.82, both))
     assert [row["code"] for row in document["trials"]["rows"]] == ["QAT036", "QAT030"]
     assert document["trials"]["rows"][1]["predicted"] == {}
