@@ -116,6 +116,37 @@ def edited(finding: Finding, before: str, where: str = PARAMS) -> str:
     return after
 
 
+def with_records(
+    before: str,
+    added: Mapping[str, Sequence[Mapping[str, Any]]],
+    removed: Mapping[str, Sequence[int]],
+    where: str = PARAMS,
+) -> str:
+    """The text ``before`` with records before, and without some of, those of lists in ``qconfig``, by their keys.
+
+    Raises ConfigError QAT231 if the result would not load.
+    """
+    yaml = _yaml(before)
+    document = yaml.load(before)
+    section = document.setdefault("qconfig", CommentedMap())
+    for key in dict.fromkeys((*removed, *added)):
+        for index in sorted(removed.get(key, ()), reverse=True):
+            del section[key][index]
+        if not section.get(key):
+            section[key] = CommentedSeq() if key not in section or removed.get(key) else section[key]
+        if records := added.get(key):
+            _merge(section, CommentedMap({key: CommentedSeq(map(CommentedMap, records))}))
+        elif not section[key]:
+            section[key].fa.set_flow_style()
+    after = _text(yaml, document)
+    try:
+        check_config(yaml_values(after), where)
+    except ConfigError as error:
+        fix = "Make the change by hand"
+        raise ConfigError("QAT231", where, f"would not be legal with that change: {error.seen}", fix) from None
+    return after
+
+
 def edit_of(finding: Finding) -> CommentedMap:
     """The edit as sections of ``params.yaml``; raises ConfigError QAT230 if it is a sentence."""
     try:

@@ -62,11 +62,18 @@ def _record(name: str, record: Record, existing: Sequence[Record], section: str 
     """The YAML shows the new record, the command the whole list: lists are passed whole, and the first match wins."""
     pairs = [f"{key}: {_scalar(value)}" for key, value in record.items()]
     lines = [f"    {'  ' if i else '- '}{pair}" for i, pair in enumerate(pairs)]
-    flow = ", ".join(
-        "{" + ", ".join(f"{k}: {_scalar(v)}" for k, v in item.items()) + "}" for item in (record, *existing)
-    )
     yaml = "\n".join([f"{section}:", f"  {name}:", *lines])
-    return Edit(yaml, f'dvc exp run --temp -S "{section}.{name}=[{flow}]"')
+    return Edit(yaml, experiment({f"{section}.{name}": (record, *existing)}))
+
+
+def experiment(lists: Mapping[str, Sequence[Record]]) -> str:
+    """The ``dvc exp run`` command that sets whole lists of records, by dotted key."""
+    changes = (f'-S "{key}=[{", ".join(map(_flow, records))}]"' for key, records in lists.items())
+    return " ".join(["dvc exp run --temp", *changes])
+
+
+def _flow(record: Record) -> str:
+    return "{" + ", ".join(f"{key}: {_scalar(value)}" for key, value in record.items()) + "}"
 
 
 def _scalar(value: Value) -> str:

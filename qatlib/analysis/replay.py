@@ -57,7 +57,11 @@ class FormedModel:
 
     def refuses(self, name: str, form: Form) -> str:
         """Why the op, or one that reads it, has no integer form with ``form``; empty if all have."""
-        self.computing(self.full | {name: form})
+        return self.refusal(self.full | {name: form})
+
+    def refusal(self, forms: Mapping[str, Form]) -> str:
+        """Why an op has no integer form with ``forms``; empty if all have."""
+        self.computing(forms)
         for _, op in self.model.ops():
             if op.hybrid:
                 continue
