@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from qatlib.cli import changes, programs, results, start
+from qatlib.cli import changes, programs, results, start, tuning
 
 
 @click.group()
@@ -29,6 +29,8 @@ for _command in (
     results.sensitivity,
     results.profile,
     programs.export,
+    tuning.perf,
+    tuning.tune,
     programs.golden,
     programs.compare_dump_command,
     programs.trace,

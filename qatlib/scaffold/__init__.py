@@ -22,7 +22,7 @@ ENTRIES = "qat_entries"
 LOCKS = ("uv.lock", "poetry.lock", "pdm.lock", "constraints.txt", "requirements.txt")
 """Files that pin the environment: the first that is there becomes a dependency of every stage."""
 IGNORED = {
-    ".gitignore": (".qatlib/", "__pycache__/", "/profile/"),
+    ".gitignore": (".qatlib/", "__pycache__/", "/profile/", "/tune/"),
     ".dvcignore": (".qatlib", ".venv", "__pycache__", "*.pyc"),
 }
 _COMMENTS = 28

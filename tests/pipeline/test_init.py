@@ -134,7 +134,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(folder: Path, tmp_
 def test_lines_are_added_to_ignore_files_once(folder: Path) -> None:
     (folder / ".gitignore").write_text("mine\n__pycache__/")
     init(folder, NAMED)
-    assert (folder / ".gitignore").read_text() == "mine\n__pycache__/\n.qatlib/\n/profile/\n"
+    assert (folder / ".gitignore").read_text() == "mine\n__pycache__/\n.qatlib/\n/profile/\n/tune/\n"
     assert {".qatlib", "__pycache__"} <= set((folder / ".dvcignore").read_text().splitlines())
 
 
