@@ -141,7 +141,8 @@ def _format(row: FormatRow) -> tuple[str, ...]:
 
 def _target(project: Project, title: str) -> Section:
     """Kinds, dtypes and sizes, which any scales show: here those of one sample."""
-    target = load_target(project.config.compile.target)
+    section = project.config.compile
+    targets = [load_target(file) for file in (section.target, *(other.file for other in section.targets))]
     model = project.fake_quant_model(project.resolve_relu6())
     try:
         calibrate(model, [project.example_inputs], project.device)
@@ -150,9 +151,12 @@ def _target(project: Project, title: str) -> Section:
         if error.code not in DECIDED_BY_DATA:
             raise
         return Section(title, note=f"Not known before calibration, by one sample: {error}")
-    found = check_model(program, target)
+    found = check_model(program, targets[0])
     rows = [(one.code, one.op, one.seen, one.fix) for one in found]
-    note = "" if rows else f"{target.name} takes all {len(program.ops)} ops."
+    refused = {target.name: len(check_model(program, target)) for target in targets[1:]}
+    notes = [] if rows else [f"{targets[0].name} takes all {len(program.ops)} ops."]
+    notes += [f"{name}: {count} refusals." if count else f"{name} takes all." for name, count in refused.items()]
+    note = " ".join(notes)
     return Section(title, ("code", "op", "seen", "what to change"), rows, note, tuple(map(str, found)))
 
 

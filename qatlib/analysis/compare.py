@@ -9,6 +9,7 @@ from qatlib.analysis.findings import Finding
 from qatlib.analysis.goals import look_up
 from qatlib.analysis.revision import Revision
 from qatlib.analysis.scored import STAGES
+from qatlib.analysis.targets import NUMBERS
 from qatlib.analysis.trial import changed_keys, trials
 
 ERRORS = ("same_input", "accumulated")
@@ -29,6 +30,7 @@ def compare(base: Revision, head: Revision, outdated: Sequence[str] = ()) -> dic
         "higher_is_better": head.summary["higher_is_better"],
         "metrics": _metrics(base.summary, head.summary),
         "latency_us": _pair(look_up(base.summary, "latency_us"), look_up(head.summary, "latency_us")),
+        "targets": _targets(base.targets, head.targets),
         "goals": {"base": base.summary.get("goals"), "head": head.summary.get("goals")},
         "params": _params(base.params, head.params),
         "findings": _findings(base.found.findings, head.found.findings),
@@ -39,6 +41,13 @@ def compare(base: Revision, head: Revision, outdated: Sequence[str] = ()) -> dic
 
 def _pair(base: float | None, head: float | None) -> dict[str, float | None]:
     return {"base": base, "head": head, "change": None if base is None or head is None else head - base}
+
+
+def _targets(base: Mapping[str, Any], head: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row per target that one of them names besides ``compile.target``."""
+    none = dict.fromkeys(NUMBERS)
+    pairs = ((name, base.get(name, none), head.get(name, none)) for name in dict.fromkeys((*base, *head)))
+    return [{"name": name} | {key: _pair(old[key], new[key]) for key in NUMBERS} for name, old, new in pairs]
 
 
 def _metrics(base: Mapping[str, Any], head: Mapping[str, Any]) -> list[dict[str, Any]]:

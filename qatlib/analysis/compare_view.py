@@ -116,10 +116,12 @@ def _metrics(document: Mapping[str, Any]) -> Part:
         before, after = row["ratio"]["base"], row["ratio"]["head"]
         ratio = "" if before == after is None else f"{_percent(before)} → {_percent(after)}"
         rows.append((STAGE_TITLES[row["stage"]], *values, change(row["change"]), ratio))
-    latency = document["latency_us"]
-    if latency["base"] is not None or latency["head"] is not None:
-        values = ["–" if latency[side] is None else f"{latency[side]:g}" for side in ("base", "head")]
-        rows.append(("latency, µs", *values, change(latency["change"], 3), ""))
+    latencies = {"latency, µs": document["latency_us"]}
+    latencies |= {f"latency on {row['name']}, µs": row["latency_us"] for row in document["targets"]}
+    for title, latency in latencies.items():
+        if latency["base"] is not None or latency["head"] is not None:
+            values = ["–" if latency[side] is None else f"{latency[side]:g}" for side in ("base", "head")]
+            rows.append((title, *values, change(latency["change"], 3), ""))
     for key in ("passed", "failed"):
         goals = [document["goals"][side] for side in ("base", "head")]
         counts = [None if goal is None else goal[key] for goal in goals]

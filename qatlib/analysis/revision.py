@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qatlib.analysis.findings import FINDINGS, Found, parse_findings
+from qatlib.analysis.targets import read_targets
 from qatlib.errors import StageError
 
 WORKSPACE = "workspace"
@@ -18,13 +19,16 @@ PARAMS, SUMMARY, ANALYSIS = "params.yaml", "reports/summary.json", "reports/anal
 
 @dataclass(frozen=True)
 class Revision:
-    """``params`` is the text of params.yaml; ``analysis`` is None where a run wrote none."""
+    """``params`` is the text of params.yaml; ``analysis`` is None where a run wrote none. ``targets`` are those of
+    :func:`qatlib.analysis.targets.read_targets`.
+    """
 
     name: str
     summary: dict[str, Any]
     found: Found
     params: str
     analysis: dict[str, Any] | None
+    targets: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
 
 def load_revision(name: str) -> Revision:
@@ -33,7 +37,7 @@ def load_revision(name: str) -> Revision:
     Raises StageError QAT219 for a revision that there is none or that has no reports, QAT195 for reports that cannot be
     read.
     """
-    read = _workspace if name == WORKSPACE else _reader(name)
+    read = workspace if name == WORKSPACE else _reader(name)
     texts = {path: read(path) for path in (PARAMS, SUMMARY, FINDINGS, ANALYSIS)}
     missing = [path for path in (PARAMS, SUMMARY, FINDINGS) if texts[path] is None]
     if missing:
@@ -48,6 +52,7 @@ def load_revision(name: str) -> Revision:
             found=parse_findings(texts[FINDINGS] or "", where + FINDINGS),
             params=texts[PARAMS] or "",
             analysis=None if analysis is None else _object(analysis, where + ANALYSIS),
+            targets=read_targets(texts[PARAMS] or "", read),
         )
     except StageError as error:
         if name == WORKSPACE:
@@ -56,7 +61,8 @@ def load_revision(name: str) -> Revision:
         raise StageError(error.code, error.where, error.seen, fix) from None
 
 
-def _workspace(path: str) -> str | None:
+def workspace(path: str) -> str | None:
+    """The text of a file of the working copy, None if it is not there."""
     file = Path(path)
     return file.read_text(encoding="utf-8") if file.is_file() else None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.table import Table
 
 from qatlib.cli.common import console, goals, one_line_errors, read_json
 
@@ -145,17 +146,25 @@ def profile(mode: Any, images: int | None, out: Path | None, channels: tuple[str
 
 
 def show_summary(as_md: bool = False, as_json: bool = False) -> None:
-    """Print the last run as tables, Markdown or JSON."""
+    """Print the last run as tables, Markdown or JSON, with what ``compile.targets`` came to."""
+    from qatlib.analysis import targets
     from qatlib.analysis.findings import read_findings
     from qatlib.analysis.goals import judge
+    from qatlib.analysis.revision import PARAMS, workspace
     from qatlib.analysis.views import summary_markdown, terminal_table
 
     document, found = read_json("reports/summary.json"), read_findings()
+    others = targets.read_targets(workspace(PARAMS) or "", workspace)
     results = judge(goals(), document, document["stale"])
     if as_json:
         judged = [{"goal": one.text, "value": one.value, "met": one.met} for one in results]
-        click.echo(json.dumps({"summary": document, "goals": judged, **found.document()}, indent=2))
+        click.echo(json.dumps({"summary": document, "goals": judged, "targets": others, **found.document()}, indent=2))
     elif as_md:
-        click.echo(summary_markdown(document, found, results), nl=False)
+        click.echo(summary_markdown(document, found, results) + targets.markdown(others), nl=False)
     else:
         console().print(terminal_table(document, found, results))
+        if others:
+            table = Table(*targets.HEADINGS, title="Other targets (estimates)", title_justify="left")
+            for row in targets.rows(others):
+                table.add_row(*row)
+            console().print(table)

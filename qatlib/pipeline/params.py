@@ -24,6 +24,7 @@ METRIC = r"^\w+(\.\w+)+$"
 DEVICE = r"^(cpu|cuda(:\d+)?)$"
 FINDING = r"^QAT0\d\d$"
 SAYS_SOMETHING = r"\S"
+FOLDER = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 IN_WORDS = {
     ENTRY: 'an entry point "module:callable"',
     OPTIMIZER: 'sgd, adamw, adam, rmsprop or an entry point "module:callable"',
@@ -31,6 +32,7 @@ IN_WORDS = {
     METRIC: "a dotted metric key such as ratio.integer",
     DEVICE: "cpu, cuda or cuda:N",
     FINDING: "the code of a finding, such as QAT012",
+    FOLDER: "letters, digits, _ and -, at most 64",
     SAYS_SOMETHING: "a reason for people, not empty",
 }
 """What the patterns ask for, for messages."""
@@ -154,10 +156,20 @@ class ConvertParams(Params):
     tables: Many[TableParams] = ()
 
 
+class OtherTarget(Params):
+    """A target besides ``compile.target``, under a name that files and metrics have."""
+
+    name: Annotated[str, Field(pattern=FOLDER)]
+    file: Name
+
+
 class CompileParams(Params):
-    """The target and, but for ``check_images``, the options of :class:`qatlib.compiler.CompileOptions`."""
+    """The target, and others for what-if; the rest, but for ``check_images``, are the options of
+    :class:`qatlib.compiler.CompileOptions`.
+    """
 
     target: Name = "qatlib/targets/bayes-like.yaml"
+    targets: Many[OtherTarget] = ()
     opt: Literal["O0", "O1", "O2", "O3"] = "O2"
     objective: Literal["latency", "bandwidth", "balance"] = "latency"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -169,7 +181,15 @@ class CompileParams(Params):
     @property
     def options(self) -> dict[str, Any]:
         """What ``compile_model`` takes as its options."""
-        return self.model_dump(exclude={"target", "check_images"})
+        return self.model_dump(exclude={"target", "targets", "check_images"})
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> CompileParams:
+        names = [other.name.lower() for other in self.targets]  # folders, which some systems have in one case
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"targets: {', '.join(twice)} is there more than once; give each a name of its own")
+        return self
 
 
 class SensitivityParams(Params):

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from tests.pipeline.imports import PACKAGES, ROOT, closure
 
 PIPELINES = [ROOT / "dvc.yaml", *sorted(ROOT.glob("examples/*/dvc.yaml"))]
+FILLED = ("${model.checkpoint}", "${compile.target}", "${item.target.file}")
 REFERENCE_MODELS = ("detector", "efficientnet_lite0", "hard_case", "recurrent", "sentence_encoder", "warp")
 
 
@@ -64,7 +65,14 @@ class Stage:
         """Declared paths, ``${…}`` filled in."""
         entries = [entry for kind in kinds for entry in self.body.get(kind, ())]
         names = [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
-        return [(self.base / re.sub(r"\$\{([\w.]+)\}", self._value, name)).resolve() for name in names]
+        fixed = [name for name in names if "${item." not in name]
+        varied = [
+            re.sub(r"\$\{item\.target\.(\w+)\}", lambda match, item=item: item[match[1]], name)
+            for item in (self.config["compile"]["targets"] if "matrix" in self.body else ())
+            for name in names
+            if name not in fixed
+        ]
+        return [(self.base / re.sub(r"\$\{([\w.]+)\}", self._value, name)).resolve() for name in (*fixed, *varied)]
 
     def _value(self, match: re.Match[str]) -> str:
         value: Any = self.config
@@ -156,11 +164,12 @@ def test_a_stage_of_an_example_reads_and_writes_what_that_of_the_project_does(st
     original, folder = ROOTS[stage.name], stage.file.parent
     assert stage.body["cmd"] == f"PYTHONPATH=../.. {original.body['cmd']}"
     assert stage.body["params"] == original.body["params"]
+    assert stage.body.get("matrix") == original.body.get("matrix")
     for kind in ("outs", "metrics", "plots"):
         assert stage.body.get(kind) == original.body.get(kind)
     files = {path for path in original.paths("deps") if path.relative_to(ROOT).parts[0] in ("artifacts", "reports")}
     assert {folder / path.relative_to(ROOT) for path in files} <= set(stage.paths("deps"))
-    filled = [entry for entry in original.body["deps"] if entry in ("${model.checkpoint}", "${compile.target}")]
+    filled = [entry for entry in original.body["deps"] if entry in FILLED]
     assert set(filled) <= set(stage.body["deps"])
 
 
@@ -169,7 +178,8 @@ def test_a_stage_of_an_example_reads_and_writes_what_that_of_the_project_does(st
 
 @pytest.mark.parametrize("stage", ROOTS.values(), ids=name)
 def test_a_stage_of_the_project_runs_its_module(stage: Stage) -> None:
-    assert stage.body["cmd"] == f"python -m stages.{stage.name}"
+    item = " ${item.target.name}" if "matrix" in stage.body else ""
+    assert stage.body["cmd"] == f"python -m stages.{stage.name}{item}"
 
 
 def test_changing_a_goal_reruns_analyze_alone() -> None:
