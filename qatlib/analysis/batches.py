@@ -15,7 +15,7 @@ from qatlib.errors import DataError
 from qatlib.fake.calibrate import inputs_of
 from qatlib.graph.ir import INPUT, OPAQUE, Node
 
-VALUE_BYTES = 1 << 25
+VALUE_BYTES = 1 << 24
 """What one value may take: an allocator returns larger blocks to the system, which clears every page for the next."""
 
 
