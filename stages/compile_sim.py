@@ -34,7 +34,7 @@ def main(config: Config) -> None:
             write_json(folder / "refused.json", refusals)
         write_json(f"{REPORTS}/performance.json", {})
         write_csv(f"{REPORTS}/performance.csv", COLUMNS, ())
-        write_metrics(f"{REPORTS}/metrics.json", "compiled", {"refused_ops": len(refusals)})
+        write_metrics(f"{REPORTS}/metrics.json", "compiled", {"refused_ops": len({one["op"] for one in refusals})})
         return
     executable = compile_model(program, target, config.compile.options)
     checked = check_compiled(project, program, executable, config.compile.check_images)
