@@ -100,7 +100,7 @@ def channel_similarity(
     if not gauges:
         why = other.absent(next(iter(chosen)))
         raise QConfigError("QAT144", ", ".join(modules), why, "Name an op that both models have")
-    with torch.no_grad():
+    with torch.no_grad(), pair.quantized.held_parameters():
         for batch in pair.batches:
             theirs = {name: real(x) for name, x in other.outputs(batch) if name in gauges}
             for name, _, output in reference.steps(batch):

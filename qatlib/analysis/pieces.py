@@ -28,6 +28,18 @@ class Coded:
         return self.codes.shape
 
 
+@dataclass(frozen=True)
+class OnGrid:
+    """Real numbers that are whole multiples of ``scale``."""
+
+    values: Tensor
+    scale: float
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.values.shape
+
+
 def real(x: Tensor | Coded) -> Tensor:
     """The numbers themselves; of codes float32."""
     return x.codes.float() * x.scale if isinstance(x, Coded) else x
@@ -36,20 +48,26 @@ def real(x: Tensor | Coded) -> Tensor:
 class Piece:
     """A part of a tensor, flat and small enough to stay in cache; each property is computed when it is first read.
 
-    What is summed of float32 is good to about five digits; counts are exact.
+    Elements are stored as multiples of ``unit``, and everything is summed of those: of codes their scale, else 1. What
+    is summed of float32 is good to about five digits; counts, and sums of codes that float32 holds, are exact.
     """
 
-    def __init__(self, values: Tensor, qtype: QType, codes: Tensor | None = None) -> None:
-        """``codes``: those of ``values`` in ``qtype`` where they are known."""
-        self.values, self.count, self._qtype = values, values.numel(), qtype
+    def __init__(self, stored: Tensor, qtype: QType, unit: float = 1.0, codes: Tensor | None = None) -> None:
+        """``codes``: those of the elements in ``qtype`` where they are known."""
+        self.stored, self.count, self.unit, self._qtype = stored, stored.numel(), unit, qtype
         if codes is not None:
             self.codes, self.saturated = codes, 0
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether what is stored are codes."""
+        return self.__dict__.get("codes") is self.stored
 
     @cached_property
     def extent(self) -> tuple[float, float]:
         """Least and largest element."""
-        low, high = self.values.aminmax()
-        return float(low), float(high)
+        low, high = self.stored.aminmax()
+        return float(low) * self.unit, float(high) * self.unit
 
     @cached_property
     def magnitude(self) -> float:
@@ -58,25 +76,26 @@ class Piece:
 
     @cached_property
     def squarable(self) -> Tensor:
-        """The values, as float64 where float32 does not hold the sum of their squares."""
-        return self.values if squares_fit(self.magnitude) else self.values.double()
+        """What is stored, as float64 where float32 does not hold the sum of their squares."""
+        return self.stored if squares_fit(self.magnitude / self.unit) else self.stored.double()
 
     @cached_property
     def sq(self) -> float:
         """Sum of squares."""
-        return float(self.squarable.dot(self.squarable))
+        return float(self.squarable.dot(self.squarable)) * self.unit**2
 
     @cached_property
     def moments(self) -> tuple[float, float]:
         """Mean, and the sum of squared deviations from it."""
-        mean = float(self.squarable.sum()) / self.count
+        mean = float(self.squarable.sum()) * self.unit / self.count
         m2 = self.sq - self.count * mean * mean
         if m2 > self.count * mean * mean:
             return mean, m2
-        pivot = float(self.squarable.new_tensor(mean))
+        pivot = float(self.squarable.new_tensor(mean / self.unit))
         centred = self.squarable.sub(pivot)  # else the difference has lost digits
         off = float(centred.sum()) / self.count
-        return pivot + off, max(0.0, float(centred.dot(centred)) - self.count * off * off)
+        squares = max(0.0, float(centred.dot(centred)) - self.count * off * off)
+        return (pivot + off) * self.unit, squares * self.unit**2
 
     @cached_property
     def codes(self) -> Tensor:
@@ -94,7 +113,7 @@ class Piece:
     def _rounded(self) -> Tensor:
         if self._qtype.scale is None:
             raise ValueError("codes of a format without a scale")
-        return self.values.float().div(torch.tensor(self._qtype.scale, device=self.values.device)).round_()
+        return rounded(self.stored.float(), self._qtype.scale)
 
     @cached_property
     def _may_saturate(self) -> bool:
@@ -103,7 +122,12 @@ class Piece:
     def sample(self, start: int, step: int) -> Piece:
         """Every ``step``-th element from ``start`` on."""
         codes = self.codes[start::step] if "codes" in self.__dict__ else None
-        return Piece(self.values[start::step], self._qtype, codes)
+        return Piece(codes if self.is_coded else self.stored[start::step], self._qtype, self.unit, codes)
+
+
+def rounded(values: Tensor, scale: float) -> Tensor:
+    """Nearest whole multiples of ``scale``, in float32."""
+    return values.div(torch.tensor(scale, device=values.device)).round_()
 
 
 def squares_fit(magnitude: float) -> bool:
@@ -111,21 +135,33 @@ def squares_fit(magnitude: float) -> bool:
     return magnitude == 0.0 or 1e-12 < magnitude < 1e16
 
 
-def pieces(qtype: QType, *tensors: Tensor | Coded) -> Iterator[tuple[Piece, ...]]:
+def pieces(qtype: QType, *tensors: Tensor | Coded | OnGrid) -> Iterator[tuple[Piece, ...]]:
     """The same elements of every tensor, in float32, or in float64 where one is float64 or holds integers.
 
-    The codes of what is :class:`Coded` are taken as those in ``qtype``.
+    What is :class:`Coded` or :class:`OnGrid` has the scale of ``qtype``. Where all have, elements are codes.
     """
-    scales = [x.scale if isinstance(x, Coded) else None for x in tensors]
-    flat = _flat([(x.codes if isinstance(x, Coded) else x).detach() for x in tensors])
+    coded = all(isinstance(x, Coded | OnGrid) for x in tensors)
+    flat = _flat([_tensor(x).detach() for x in tensors])
     wide = any(x.dtype in (torch.float64, torch.int64, torch.int32) for x in flat)
     size = _PIECE if flat[0].device.type == "cpu" else _PIECE_CUDA
     for start in range(0, flat[0].numel(), size):
         parts = [x[start : start + size].to(torch.float64 if wide else torch.float32) for x in flat]
-        yield tuple(
-            Piece(part, qtype) if scale is None else Piece(part * scale, qtype, part)
-            for part, scale in zip(parts, scales, strict=True)
-        )
+        yield tuple(_piece(x, part, qtype, coded) for x, part in zip(tensors, parts, strict=True))
+
+
+def _tensor(x: Tensor | Coded | OnGrid) -> Tensor:
+    if isinstance(x, Tensor):
+        return x
+    return x.codes if isinstance(x, Coded) else x.values
+
+
+def _piece(x: Tensor | Coded | OnGrid, part: Tensor, qtype: QType, coded: bool) -> Piece:
+    if isinstance(x, Coded):
+        return Piece(part, qtype, x.scale, part) if coded else Piece(part * x.scale, qtype, codes=part)
+    if isinstance(x, OnGrid) and coded:
+        codes = rounded(part, x.scale)
+        return Piece(codes, qtype, x.scale, codes)
+    return Piece(part, qtype)
 
 
 def _flat(tensors: list[Tensor]) -> list[Tensor]:

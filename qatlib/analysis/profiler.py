@@ -40,7 +40,8 @@ def capture_pair(
     ConfigError (QAT108) for another mode.
     """
     pair = neighbours(model1, model2, inputs, mode)
-    seen = capture(pair.reference, pair.other, pair.nodes, pair.batches, mode, measure)
+    with pair.quantized.held_parameters():
+        seen = capture(pair.reference, pair.other, pair.nodes, pair.batches, mode, measure)
     return replace(seen, saturations=pair.other.saturations()) if isinstance(pair.other, IntegerSide) else seen
 
 

@@ -52,6 +52,10 @@ class Reference(Protocol):
 
     def steps(self, inputs: Sequence[Tensor]) -> Iterator[Step]: ...
 
+    def grid(self, name: str) -> QType:
+        """The format of which all outputs of ``name`` are values; FLOAT if it is not known to be one."""
+        ...
+
 
 class Other(Protocol):
     """The model that a capture measures: names and outputs of its nodes, one by one, and single nodes.
@@ -77,6 +81,9 @@ class FloatSide:
     def steps(self, inputs: Sequence[Tensor]) -> Iterator[Step]:
         return ((node.name, given, output) for node, given, output in self.model.float_steps(*inputs))
 
+    def grid(self, name: str) -> QType:
+        return FLOAT
+
 
 class FakeSide:
     """A FakeQuantModel, as reference or as the one measured."""
@@ -87,6 +94,10 @@ class FakeSide:
 
     def steps(self, inputs: Sequence[Tensor]) -> Iterator[Step]:
         return ((node.name, given, output) for node, given, output in self.model.steps(*inputs))
+
+    def grid(self, name: str) -> QType:
+        qtype = self.model.qtype(name)
+        return qtype if qtype.dtype in ("int8", "int16") else FLOAT
 
     def outputs(self, inputs: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
         return ((node.name, output) for node, _, output in self.model.steps(*inputs))

@@ -84,12 +84,16 @@ def emulator_of(model: Any, device: torch.device | None = None) -> Emulator:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Two adjacent models, the nodes they have in common, and batches of inputs on their device."""
+    """Two adjacent models, one of them ``quantized``, and batches of inputs on their device."""
 
     reference: FloatSide | FakeSide
     other: FakeSide | IntegerSide
-    nodes: Sequence[Node]
+    quantized: FakeQuantModel
     batches: Iterator[tuple[Tensor, ...]]
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        return self.quantized.graph.nodes
 
 
 def neighbours(model1: Any, model2: Any, inputs: Any, mode: Mode) -> Neighbours:
@@ -109,7 +113,7 @@ def neighbours(model1: Any, model2: Any, inputs: Any, mode: Mode) -> Neighbours:
         device = quantized.state_code.device
         reference, other = FakeSide(quantized), IntegerSide(emulator_of(model2, device))
         batches, _ = peek(inputs, quantized.graph.inputs)
-    return Neighbours(reference, other, quantized.graph.nodes, (batch.to(device).inputs for batch in batches))
+    return Neighbours(reference, other, quantized, (batch.to(device).inputs for batch in batches))
 
 
 def float_view(model: nn.Module, quantized: FakeQuantModel, inputs: tuple[Tensor, ...]) -> FakeQuantModel:

@@ -158,32 +158,37 @@ class RunningComparison:
             self._custom += float(self._measure(reference, real(other))) * reference.numel()
 
     def add_pieces(self, ref: Piece, oth: Piece) -> None:
-        """Add the same part of both."""
-        diff = oth.values.sub(ref.values).abs_()
-        largest = float(diff.max())
+        """Add the same part of both; elements of both are stored in one unit."""
+        diff = oth.stored.sub(ref.stored).abs_()
+        largest, unit = float(diff.amax()), ref.unit
         if not squares_fit(largest):
-            diff = oth.values.double().sub_(ref.values).abs_()
+            diff = oth.stored.double().sub_(ref.stored).abs_()
         if "extent" not in oth.__dict__:
-            oth.magnitude = ref.magnitude + largest
-        se = float(diff.dot(diff)) if largest else 0.0
+            oth.magnitude = ref.magnitude + largest * unit
+        l1 = float(diff.sum()) if largest else 0.0
+        by_one = ref.is_coded and largest <= 1
+        se = l1 if by_one or not largest else float(diff.dot(diff))
+        se *= unit**2
         other_sq = oth.sq if largest else ref.sq
         self._count += ref.count
         self._ref_sq += ref.sq
         self._other_sq += other_sq
         self._dot += (ref.sq + other_sq - se) / 2
         self._se += se
-        self._l1 += float(diff.sum()) if largest else 0.0
-        self._max_abs = max(self._max_abs, largest)
+        self._l1 += l1 * unit
+        self._max_abs = max(self._max_abs, largest * unit)
         if self._qtype.scale is not None:
             self._saturated += ref.saturated
-        if self._steps and largest:
-            self._add_steps(ref.codes, oth.codes)
+        if self._steps and by_one:
+            self._differing += int(l1)
+        elif self._steps and largest:
+            self._add_steps(diff if ref.is_coded else ref.codes.sub(oth.codes).abs_())
         if self._histograms is not None:
             self._add_histograms(ref, oth if largest else ref)
 
-    def _add_steps(self, codes: Tensor, others: Tensor) -> None:
-        step = codes.sub(others).abs_()
-        if float(step.max()) > 1:  # sums of zeros and ones: truth values are slower to count
+    def _add_steps(self, step: Tensor) -> None:
+        """By how many codes elements differ; overwrites it."""
+        if float(step.amax()) > 1:  # sums of zeros and ones: truth values are slower to count
             ones = step.clamp(max=1)
             self._above += int(step.sub_(ones).clamp_(max=1).sum())
             step = ones

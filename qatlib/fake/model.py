@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -165,6 +166,18 @@ class FakeQuantModel(nn.Module):
     def substituted(self, *inputs: Tensor, instead: Instead) -> Any:
         """Forward in which ``instead(node, output)`` takes the place of every node's output."""
         return self._run(inputs, instead=instead)
+
+    @contextmanager
+    def held_parameters(self) -> Iterator[None]:
+        """Round the parameters of each op once: for runs without gradients between which nothing is set or trained."""
+        ops = [op for op in self._ops.values() if op.held is None]
+        for op in ops:
+            op.held = {}
+        try:
+            yield
+        finally:
+            for op in ops:
+                op.held = None
 
     def steps(self, *inputs: Tensor) -> Iterator[Step]:
         """Forward, one node whenever the next is asked for."""

@@ -67,6 +67,8 @@ class FakeOp(nn.Module):
             self.callee: Callable[..., Any] | None = modules[id(node.callee)]
         else:
             self.callee = node.callee
+        self.held: dict[str, Tensor] | None = None
+        """What :meth:`quantized_params` gave first while :meth:`.FakeQuantModel.held_parameters` lasts; else None."""
         self._unclamped: Attrs | None = None  # of an op whose clamp its fake-quant does along with the rounding
         if node.op in BY_NAME and BY_NAME[node.op].takes_clamp:
             self._unclamped = {key: value for key, value in node.attrs.items() if key != "clamp"}
@@ -146,6 +148,13 @@ class FakeOp(nn.Module):
 
     def quantized_params(self) -> dict[str, Tensor]:
         """Weights rounded to their codes, the bias to the accumulator's unit ``s_x * s_w[c]``, as integers will be."""
+        if self.held is None:
+            return self._quantized_params()
+        if not self.held:
+            self.held.update(self._quantized_params())
+        return dict(self.held)
+
+    def _quantized_params(self) -> dict[str, Tensor]:
         params, fake = self.float_params(), self.weight_fake_quant
         if fake is None:
             return params

@@ -52,6 +52,9 @@ class Doubler:
     def qtype(self, name: str) -> QType:
         return QType("int8", 0.5)
 
+    def grid(self, name: str) -> QType:
+        return FLOAT
+
     def absent(self, name: str) -> str:
         return ""
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qatlib.analysis.pieces import Coded, OnGrid, pieces
 from qatlib.analysis.stats import BINS, Comparison, RunningComparison, RunningSummary, check_finite
 from qatlib.errors import TrainingError
 from qatlib.qtype import FLOAT, QType
@@ -43,6 +44,42 @@ def test_distances_equal_numpy_however_the_data_is_cut(seed: int, parts: int) ->
     assert seen.l1 == pytest.approx(np.mean(np.abs(a - b)), rel=1e-5)
     assert seen.sqnr_db == pytest.approx(10 * np.log10(np.sum(a**2) / np.sum((a - b) ** 2)), rel=1e-5)
     assert seen.max_abs == pytest.approx(np.abs(a - b).max(), rel=1e-6)
+
+
+@given(SEEDS, st.sampled_from(["int8", "int16"]), st.sampled_from([0, 1, 2, 60_000]))
+@settings(max_examples=40, deadline=None)
+def test_values_of_one_format_are_compared_by_their_codes(seed: int, dtype: str, apart: int) -> None:
+    rng = np.random.default_rng(seed)
+    scale = float(np.float32(10.0 ** rng.uniform(-6, 3)))
+    qmin, qmax = (-128, 127) if dtype == "int8" else (-32768, 32767)
+    codes = rng.integers(qmin, qmax, (2, 9, 50), endpoint=True)
+    others = np.clip(codes + rng.integers(-apart, apart, codes.shape, endpoint=True), qmin, qmax)
+    qtype = QType(dtype, scale)  # type: ignore[arg-type]
+    running, left, right = RunningComparison(qtype), RunningSummary(), RunningSummary()
+    reference = torch.from_numpy(codes.astype(np.float32)) * scale
+    for ref, oth in pieces(qtype, OnGrid(reference, scale), Coded(torch.from_numpy(others).float(), scale)):
+        left.add_piece(ref)
+        running.add_pieces(ref, oth)
+        right.add_piece(oth)
+    seen = running.result()
+    assert seen is not None
+    a, b = codes.ravel() * scale, others.ravel() * scale
+    assert seen.differing == np.count_nonzero(codes != others)
+    assert seen.above_1_lsb == np.count_nonzero(np.abs(codes - others) > 1)
+    assert seen.saturated == 0
+    assert seen.max_abs == pytest.approx(np.abs(a - b).max(), rel=1e-12)
+    assert seen.l1 == pytest.approx(np.mean(np.abs(a - b)), rel=1e-6)
+    assert seen.mse == pytest.approx(np.mean((a - b) ** 2), rel=1e-5)
+    assert seen.cosine == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-5)
+    for summary, x in ((left.result(), a), (right.result(), b)):
+        assert summary is not None
+        assert (summary.min, summary.max) == pytest.approx((x.min(), x.max()), rel=1e-12)
+        assert summary.mean == pytest.approx(x.mean(), abs=1e-5 * np.abs(x).max())
+        assert summary.var == pytest.approx(x.var(), rel=1e-4)
+    assert seen.histograms is not None
+    for row, x in zip(seen.histograms, (codes, others), strict=True):
+        expected, _ = np.histogram(x, np.linspace(qmin, qmax + 1, BINS + 1))
+        np.testing.assert_array_equal(row, expected)
 
 
 @given(SEEDS, st.integers(1, 5), st.sampled_from(["int8", "int16"]))
