@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 Bounds = Sequence[float | None]
 
 
-def apply_clamp(x: Tensor, bounds: Bounds | None) -> Tensor:
-    """Clamp in float; ``bounds`` are real values, None is unbounded."""
+def apply_clamp(x: Tensor, bounds: Bounds | None, owned: bool = False) -> Tensor:
+    """Clamp in float; ``bounds`` are real values, None is unbounded. ``owned``: nobody else reads ``x``."""
     if bounds is None:
         return x
     low, high = bounds
-    return F.relu(x) if low == 0 and high is None else x.clamp(low, high)
+    inplace = owned and not x.requires_grad
+    if low == 0 and high is None:
+        return F.relu(x, inplace)
+    return x.clamp_(low, high) if inplace else x.clamp(low, high)
 
 
 def export_clamp(graph: Graph, x: str, bounds: Bounds | None) -> str:

@@ -73,7 +73,7 @@ class Dense(Operator):
         out = self.float_product(attrs, inputs[0], params["weight"], params["bias"])
         if len(inputs) == 2:
             out = out + inputs[1]
-        return apply_clamp(out, attrs.get("clamp"))
+        return apply_clamp(out, attrs.get("clamp"), owned=True)
 
     # -- lowering ------------------------------------------------------------------------------------------------
 
