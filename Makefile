@@ -1,7 +1,7 @@
 # make repro      set up, run the pipeline, show the result
 # make test       set up, run the tests
 # make check      hold every dvc.lock to code and params; needs no data
-# make examples   run the pipeline of every example that has one: half an hour
+# make examples   run the pipeline of every example that has one, two at a time: a quarter of an hour
 # make screenshots  draw the pictures of the docs again, from reports/profiler.html; needs Chromium
 # make slow       run the long tests; those of the examples' integers need make examples
 
@@ -38,7 +38,7 @@ bench: $(VENV)/.bench
 	python -m bench.training
 
 examples: $(VENV)/.dev
-	$(THREADS) dvc repro $(sort $(wildcard examples/*/dvc.yaml))
+	printf '%s\n' $(sort $(wildcard examples/*/dvc.yaml)) | $(THREADS) xargs -P 2 -n 1 dvc repro --wait-for-lock
 
 screenshots: $(VENV)/.dev
 	python -m tests.browser.screenshots

@@ -121,8 +121,10 @@ class Piece:
 
     def sample(self, start: int, step: int) -> Piece:
         """Every ``step``-th element from ``start`` on."""
-        codes = self.codes[start::step] if "codes" in self.__dict__ else None
-        return Piece(codes if self.is_coded else self.stored[start::step], self._qtype, self.unit, codes)
+        part = self.stored[start::step]
+        if self.is_coded:
+            return Piece(part, self._qtype, self.unit, part)
+        return Piece(part, self._qtype, codes=self.codes[start::step] if "codes" in self.__dict__ else None)
 
 
 def rounded(values: Tensor, scale: float) -> Tensor:
