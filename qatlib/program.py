@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -127,15 +128,18 @@ class Program:
 
     # -- files ---------------------------------------------------------------------------------------------------
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, without: Collection[str] = ()) -> None:
         """Write ``program.json`` and ``constants.safetensors`` into ``folder``, which appears whole or not at all.
+
+        Constants named in ``without`` are left out: who loads the Program has to bring them.
 
         A Program that is there is replaced, and golden vectors in it are removed. Raises OutputError: QAT225 for a
         folder that holds anything else, QAT226 for one that cannot be written; ProgramError (QAT174) for a broken
         Program.
         """
         verify(self)
-        blob = save({key: tensor.contiguous().cpu() for key, tensor in sorted(self.constants.items())})
+        kept = {key: tensor for key, tensor in sorted(self.constants.items()) if key not in without}
+        blob = save({key: tensor.contiguous().cpu() for key, tensor in kept.items()})
         document = {
             "schema": SCHEMA,
             "constants_sha256": hashlib.sha256(blob).hexdigest(),
@@ -154,8 +158,8 @@ class Program:
             (target / "constants.safetensors").write_bytes(blob)
 
     @staticmethod
-    def load(folder: str | Path) -> Program:
-        """Read what :meth:`save` wrote.
+    def load(folder: str | Path, beside: Mapping[str, Tensor] = MappingProxyType({})) -> Program:
+        """Read what :meth:`save` wrote, with the constants ``beside`` that it left out.
 
         Raises ProgramError: QAT172 for a file that is missing, edited, truncated or foreign, QAT173 for another schema,
         QAT174 for a document that :func:`verify` refuses.
@@ -178,7 +182,7 @@ class Program:
                 Op(o.kind, o.output, tuple(o.inputs), o.attrs, o.consts, o.module, o.origin) for o in document.ops
             ),
             values={v.name: v.value() for v in document.values},
-            constants=constants,
+            constants={**constants, **beside},
             meta=document.meta,
         )
         return verify(program)

@@ -48,6 +48,7 @@ def time(task: Task, target: Target, off: Collection[str], staging: bool = True,
     held = stages(task, target, moved, off)
     waited = slices(task, target, moved, held.core, slack)
     staged = moved.weights + moved.scales if moved.staged else 0
+    least = task.stream.largest if task.stream is not None and staged else 0
     sram, dram = bus_cycles(target, target.sram, moved.sram), bus_cycles(target, target.dram, moved.dram)
     cycles = max(waited.core, sram, dram)
     mac, vector = held.first.busy * held.blocks, held.last.busy * held.blocks
@@ -76,8 +77,8 @@ def time(task: Task, target: Target, off: Collection[str], staging: bool = True,
         sram_bytes=_whole(sum(moved.sram.values())),
         dram_bytes=_whole(sum(moved.dram.values()) + moved.early),
         weight_bytes=moved.weights,
-        first_slice=_whole(staged * waited.first),
-        next_slice=_whole(staged * waited.later),
+        first_slice=max(_whole(staged * waited.first), least),
+        next_slice=max(_whole(staged * waited.later), least) if waited.later else 0,
     )
 
 
@@ -198,7 +199,8 @@ def mac_cycles(task: Task, target: Target, decoded: bool = True) -> float:
     area = rows * columns
     decode = 0.0
     if task.weights and decoded and target.weights.decoded_per_cycle:
-        decode = target.weights.decoded_per_step * cut.tile[2] / target.weights.decoded_per_cycle
+        at_once = target.weights.decoded_per_step if task.stream is None else _step_weights(task)
+        decode = at_once * cut.tile[2] / target.weights.decoded_per_cycle
     slowdown = array.slowdown(task.dtype) or 1.0
     total = 0.0
     for taps in _subkernels(work, array.max_kernel):
@@ -215,6 +217,12 @@ def mac_cycles(task: Task, target: Target, decoded: bool = True) -> float:
     if array.skips_padding and work.form == "sums" and not work.own_channel and work.ifm[2] <= 2:
         total /= 2
     return total if work.own_channel or work.form != "sums" else total * pieces(work.ifm[2], cut.ifm[2])
+
+
+def _step_weights(task: Task) -> int:
+    """Weights of an output channel in a whole step: nothing that only fills it is stored."""
+    step, taps = task.cut.step, min(task.cut.step.taps, task.work.taps)
+    return taps if task.work.own_channel else taps * min(step.channels, task.cut.ifm[2])
 
 
 def _steps(task: Task, taps: int) -> tuple[int, int, float]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from qatlib.atomic import Contents, atomic_folder, write_json
 from qatlib.compiler.choose import NO_SEARCH, Search, choose
+from qatlib.compiler.image import Record, pack_image, read_image
 from qatlib.compiler.job import Job, describe
 from qatlib.compiler.layout import Layout, layout
 from qatlib.compiler.legalize import check_model
@@ -27,6 +28,7 @@ from qatlib.compiler.memory import MemoryPlan, misfit
 from qatlib.compiler.options import DEFAULTS, CompileOptions, parse_options
 from qatlib.compiler.perf import Performance, estimate
 from qatlib.compiler.steps import Step, Unit, order_steps
+from qatlib.compiler.streams import Stream, decoded, encoded_only
 from qatlib.compiler.target import Target, load_target
 from qatlib.compiler.tiled import Runner
 from qatlib.compiler.tiles import check_blocks
@@ -35,8 +37,9 @@ from qatlib.errors import CompileError, ProgramError
 from qatlib.ops.work import Size
 from qatlib.program import Program, Value
 
-SCHEMA: Literal[3] = 3
-CONTENTS = Contents(("executable.json", "refused.json"), ("program", "performance.json"))
+SCHEMA: Literal[4] = 4
+IMAGE = "weights.bin"
+CONTENTS = Contents(("executable.json", "refused.json"), ("program", IMAGE, "performance.json"))
 """``refused.json`` is what the pipeline writes in the place of an Executable that the target refuses."""
 _ARENA_BYTES = 1 << 25
 """Memory of the simulated arenas; larger batches run in parts."""
@@ -46,7 +49,8 @@ _ARENA_BYTES = 1 << 25
 class Executable:
     """A Program placed on a target: execution order, memory plan, estimate.
 
-    ``blocks`` of outputs by op are those that a search chose, ``search`` says how it went.
+    ``blocks`` of outputs by op are those that a search chose, ``search`` says how it went. ``streams`` are the encoded
+    weights by op, from which a run decodes what it computes with; none if the target does not compress.
     """
 
     program: Program
@@ -57,11 +61,12 @@ class Executable:
     options: CompileOptions = DEFAULTS
     blocks: Mapping[str, Size] = field(default_factory=dict)
     search: Search = NO_SEARCH
+    streams: Mapping[str, Stream] = field(default_factory=dict)
 
     @cached_property
     def job(self) -> Job:
-        """The work of every step, as the plan and the estimate see it."""
-        return describe(self.program, self.steps, self.target, self.options, self.blocks)
+        """The work of every step, as the plan and the estimate see it, with the weights that are stored."""
+        return describe(decoded(self.program, self.streams), self.steps, self.target, self.options, self.blocks)
 
     def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Outputs for a batch, computed block by block out of the planned SRAM and DRAM (:class:`.machine.Machine`).
@@ -87,11 +92,11 @@ class Executable:
     @cached_property
     def _emulator(self) -> Emulator:
         """What computes the ops of every run."""
-        return Emulator(self.program)
+        return Emulator(self.job.program)
 
     @cached_property
     def _layout(self) -> Layout:
-        return layout(self.job, self.memory)
+        return layout(self.job, self.memory, self.streams)
 
     def _part(self, carriers: Mapping[str, Tensor], start: int, count: int) -> tuple[Tensor, ...]:
         machine = Machine(self.program, self.memory, count, self._layout.rolling, self._layout.shown)
@@ -107,8 +112,10 @@ class Executable:
     def save(self, folder: str | Path) -> None:
         """Write ``program/``, ``executable.json`` and, for readers, ``performance.json``; all of it or nothing.
 
-        Raises OutputError as :meth:`Program.save` does; an Executable that is there is replaced.
+        Encoded weights are in ``weights.bin`` and not in ``program/``. Raises OutputError as :meth:`Program.save` does;
+        an Executable that is there is replaced.
         """
+        image = pack_image(self.program, self.streams, self.target.sram.alignment)
         document = _Document(
             schema_version=SCHEMA,
             target=self.target,
@@ -117,23 +124,26 @@ class Executable:
             blocks=dict(sorted(self.blocks.items())),
             search=self.search,
             memory=self.memory,
+            weights=list(image.records),
+            weights_sha256=image.sha256,
         )
         with atomic_folder(folder, CONTENTS) as inside:
-            self.program.save(inside / "program")
-            write_json(inside / "executable.json", document.model_dump(mode="json"))
+            self.program.save(inside / "program", without=encoded_only(self.program, self.streams))
+            if self.streams:
+                (inside / IMAGE).write_bytes(image.data)
+            write_json(inside / "executable.json", document.model_dump(mode="json"), "weights")
             self.performance.write_json(inside / "performance.json")
 
     @staticmethod
     def load(folder: str | Path) -> Executable:
         """Read what :meth:`save` wrote.
 
-        Raises ProgramError for a Program that is damaged and CompileError (QAT189) for the rest. The estimate is made
-        again from the plan that was saved.
+        Raises ProgramError for a Program that is damaged and CompileError for the rest (QAT189; QAT251 for stored
+        weights). The estimate is made again from the plan that was saved.
         """
         folder = Path(folder)
         path = folder / "executable.json"
         again = "Compile the Program again"
-        program = Program.load(folder / "program")
         try:
             content = json.loads(path.read_text())
             version = content.get("schema_version") if isinstance(content, dict) else None
@@ -150,6 +160,8 @@ class Executable:
             raise
         except (ValueError, RecursionError) as error:
             raise CompileError("QAT189", str(path), f"is not JSON ({error})", again) from None
+        streams, weights = read_image(folder / IMAGE, document.weights, document.weights_sha256)
+        program = Program.load(folder / "program", weights)
         steps = {step.op.name: step for step in order_steps(program)}
         if sorted((r.op, r.unit) for r in document.steps) != sorted((s.op.name, s.unit) for s in steps.values()):
             raise CompileError("QAT189", str(path), "names other ops than its Program", again)
@@ -163,6 +175,9 @@ class Executable:
             job = describe(program, ordered, document.target, document.options, document.blocks)
         except ValueError as error:
             raise CompileError("QAT189", str(path), f"has a block that its target cannot: {error}", again) from None
+        image = pack_image(program, job.streams, document.target.sram.alignment)
+        if tuple(document.weights) != image.records or job.streams != streams:
+            raise CompileError("QAT251", str(folder / IMAGE), "has other weights than its Program", again)
         return assemble(document.target, job, document.memory, document.blocks, document.search)
 
 
@@ -174,13 +189,15 @@ class _StepRecord(BaseModel):
 
 class _Document(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_version: Literal[3]
+    schema_version: Literal[4]
     target: Target
     options: CompileOptions
     steps: list[_StepRecord]
     blocks: dict[str, Annotated[Size, Field(strict=False)]]
     search: Search
     memory: MemoryPlan
+    weights: list[Record]
+    weights_sha256: str
 
 
 def compile_model(
@@ -214,7 +231,9 @@ def assemble(
 ) -> Executable:
     """The Executable of a plan for ``job``, which is one of ``target``."""
     performance = estimate(job, memory)
-    return Executable(job.program, target, job.steps, memory, performance, job.options, dict(blocks), search)
+    return Executable(
+        job.program, target, job.steps, memory, performance, job.options, dict(blocks), search, job.streams
+    )
 
 
 def _batch(value: Value, x: Tensor) -> int:

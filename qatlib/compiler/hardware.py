@@ -185,15 +185,19 @@ class Buffers(Strict):
 
 
 class Weights(Strict):
-    """``decoded_per_cycle`` weights leave the decoder, at least ``decoded_per_step`` an output channel and step.
+    """``decoded_per_cycle`` weights leave the decoder.
 
-    Weights that only fill a step take ``padding`` of the bytes of others, counted at most as often as there are others,
-    but at least ``padding_least`` of all others as long as that is not more than they would take as they are.
-    ``scale_bytes`` are those of an output channel's bias, multiplier and shift, ``header_bytes`` those of a stream.
-    With ``scale_fetch_bytes`` scales are fetched in such pieces, one after the other. Output channels are stored in
-    groups of ``stored_outputs``.
+    With ``compression`` weights are stored as :mod:`.codec` encodes them. Without, what is stored is assumed: at least
+    ``decoded_per_step`` weights an output channel and step are decoded; those that only fill a step take ``padding`` of
+    the bytes of others, counted at most as often as there are others, but at least ``padding_least`` of all others as
+    long as that is not more than they would take as they are; ``header_bytes`` are those of a stream, and output
+    channels are stored in groups of ``stored_outputs``.
+
+    ``scale_bytes`` are those of an output channel's bias, multiplier and shift. With ``scale_fetch_bytes`` scales are
+    fetched in such pieces, one after the other.
     """
 
+    compression: bool = False
     decoded_per_cycle: Rate | None = None
     decoded_per_step: Extent = 1
     padding: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -202,6 +206,14 @@ class Weights(Strict):
     stored_outputs: Extent = 1
     scale_bytes: Cycles = 12
     scale_fetch_bytes: Extent | None = None
+
+    @model_validator(mode="after")
+    def _measured_or_assumed(self) -> Self:
+        keys = ("decoded_per_step", "padding", "padding_least", "header_bytes", "stored_outputs")
+        assumed = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
+        if self.compression and assumed:
+            raise ValueError(f"compression is on, so that what is stored is known; leave out {', '.join(assumed)}")
+        return self
 
 
 class Memory(Strict):

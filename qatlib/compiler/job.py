@@ -11,6 +11,7 @@ from qatlib.compiler.cycles import Timing, time
 from qatlib.compiler.options import DEFAULTS, CompileOptions
 from qatlib.compiler.plays import Plays
 from qatlib.compiler.steps import Step
+from qatlib.compiler.streams import Stream
 from qatlib.compiler.target import Target
 from qatlib.compiler.tasks import Map, Task, Tasks
 from qatlib.ops.work import Size
@@ -103,6 +104,13 @@ class Job:
             if exact and all(part.brick == whole.brick for part in parts):
                 found.add(at)
         return frozenset(found)
+
+    @cached_property
+    def streams(self) -> dict[str, Stream]:
+        """Weights that are stored encoded, by op, in the order of the Program."""
+        tasks = {passes[0].op.name: passes[0] for passes in self.passes if passes}
+        found = ((op.name, tasks[op.name].stream) for op in self.program if op.name in tasks)
+        return {name: stream for name, stream in found if stream is not None}
 
     @property
     def joins(self) -> frozenset[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from qatlib.compiler.hardware import fill
@@ -12,6 +13,7 @@ from qatlib.compiler.job import Job
 from qatlib.compiler.machine import Rolling
 from qatlib.compiler.memory import MemoryPlan
 from qatlib.compiler.placement import rolling_bytes
+from qatlib.compiler.streams import Stream
 from qatlib.compiler.tiles import Tiling, tile
 from qatlib.ops.region import Box, Part
 from qatlib.program import Op, Program
@@ -22,6 +24,7 @@ class Slice:
     """Output channels ``start`` to ``stop`` of an op, whose weights are copied to ``offset`` of the SRAM first.
 
     They are loaded before step ``before``; later slices when those before them are done. ``axis`` is that of channels.
+    They come as they are stored: encoded if there is a ``stream``.
     """
 
     op: Op
@@ -31,11 +34,27 @@ class Slice:
     axis: int
     before: int
     parts: tuple[tuple[Box, Part], ...]
+    stream: Stream | None = None
 
-    def weight(self, program: Program, start: int | None = None, stop: int | None = None) -> Tensor:
-        """Weights of some channels of the slice, or of all."""
-        weight = program.constant(self.op, "weight")
-        return weight[self.start if start is None else start : self.stop if stop is None else stop]
+    def weight(self, program: Program) -> Tensor:
+        """Weights of the slice as integers."""
+        return program.constant(self.op, "weight")[self.start : self.stop]
+
+    def span(self, program: Program, start: int, stop: int) -> tuple[int, int]:
+        """Bytes of the slice that hold channels [start, stop), and what has to be decoded with them."""
+        if self.stream is None:
+            size = program.constant(self.op, "weight")[0].nbytes
+            return (start - self.start) * size, (stop - self.start) * size
+        low, high = self.stream.span(start, stop)
+        first, _ = self.stream.span(self.start, self.start)
+        return low - first, high - first
+
+    def stored(self, program: Program) -> Tensor:
+        """Bytes of the slice."""
+        if self.stream is None:
+            return self.weight(program).contiguous().view(torch.uint8).view(-1)
+        low, high = self.stream.span(self.start, self.stop)
+        return torch.frombuffer(bytearray(self.stream.data[low:high]), dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -71,14 +90,16 @@ class Layout:
         return {at for chain in self.chains.values() for at in range(chain.first, chain.last + 1)}
 
 
-def layout(job: Job, plan: MemoryPlan) -> Layout:
-    """How ``job`` runs with ``plan``; steps that run row by row read their weights off chip."""
+def layout(job: Job, plan: MemoryPlan, streams: Mapping[str, Stream]) -> Layout:
+    """How ``job`` runs with ``plan``, from weights encoded in ``streams``; steps that run row by row read them off
+    chip.
+    """
     tilings = tuple(_tiling(job, plan, at) for at in range(len(job.steps)))
     chains, rolling = _chains(job, plan, tilings)
     found = Layout(tilings, chains, rolling, {}, _shown(job, plan))
     chained = found.chained
     cut = ((at, tiling) for at, tiling in enumerate(tilings) if tiling is not None and at not in chained)
-    slices = {at: _slices(job, plan, at, tiling) for at, tiling in cut}
+    slices = {at: _slices(job, plan, at, tiling, streams) for at, tiling in cut}
     return replace(found, slices={at: pieces for at, pieces in slices.items() if pieces})
 
 
@@ -105,36 +126,39 @@ def _shown(job: Job, plan: MemoryPlan) -> dict[str, str]:
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 
-def _slices(job: Job, plan: MemoryPlan, at: int, tiling: Tiling) -> tuple[Slice, ...]:
+def _slices(job: Job, plan: MemoryPlan, at: int, tiling: Tiling, streams: Mapping[str, Stream]) -> tuple[Slice, ...]:
     """What step ``at`` computes from each slice of its staged weights; none where it reads them off chip.
 
-    Slices alternate between the places of the plan, each as many channels as fit: whole granules, of a convolution in
-    groups of several channels whole groups.
+    Slices alternate between the places of the plan, each as many channels as fit: whole granules, of encoded weights
+    whole sections, of a convolution in groups of several channels whole groups.
     """
     op, regions = tiling.op, tiling.regions
     places = sorted((s for s in plan.scratch if s.use == "weights" and s.op == op.name), key=lambda s: s.first)
     if not places or regions is None or not regions.axes.channels:
         return ()
-    weight, (axis,) = job.program.constant(op, "weight"), regions.axes.channels
+    weight, (axis,), stream = job.program.constant(op, "weight"), regions.axes.channels, streams.get(op.name)
     least, granule = 1, job.target.buffers.block_channels
     if 1 < regions.group < len(weight):
         least = granule = regions.group
     else:
         regions = replace(regions, group=0)
-    room = [(s, s.size // weight[0].nbytes) for s in places if s.size // weight[0].nbytes >= least]
-    room = [(s, count - count % granule if count > granule else count) for s, count in room]
+    if stream is not None:
+        room = [(s, 0) for s in places if s.size >= stream.largest]
+    else:
+        room = [(s, s.size // weight[0].nbytes) for s in places if s.size // weight[0].nbytes >= least]
+        room = [(s, count - count % granule if count > granule else count) for s, count in room]
     found: list[Slice] = []
     start = 0
     while start < len(weight) and room:
         place, channels = room[len(found) % len(room)]
-        stop = min(len(weight), start + channels)
+        stop = min(len(weight), start + channels) if stream is None else stream.fitting(start, place.size)
         sizes = (*tiling.sizes[:axis], stop - start, *tiling.sizes[axis + 1 :])
         boxes = [
             (*box[:axis], (box[axis][0] + start, box[axis][1] + start), *box[axis + 1 :])
             for box in regions.boxes(sizes, tiling.block)
         ]
         parts = tuple((box, regions.part(box)) for box in boxes)
-        found.append(Slice(op, place.offset, start, stop, axis, place.first if not found else at, parts))
+        found.append(Slice(op, place.offset, start, stop, axis, place.first if not found else at, parts, stream))
         start = stop
     return tuple(found)
 

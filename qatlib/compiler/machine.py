@@ -109,22 +109,23 @@ class Machine:
             found.append(data[part])
         return found[0] if len(found) == 1 else torch.cat(found, 2)
 
-    def stage(self, op: str, offset: int, weight: Tensor) -> None:
-        """Store weights of an op as they are, from ``offset`` of the plan on; all samples share them."""
-        raw, owner = self._slot(op, offset, weight.nbytes)
-        raw.copy_(weight.contiguous().view(torch.uint8).view(-1))
+    def stage(self, op: str, offset: int, weights: Tensor) -> None:
+        """Store bytes of an op's weights from ``offset`` of the plan on; all samples share them."""
+        raw, owner = self._slot(op, offset, len(weights))
+        raw.copy_(weights)
         owner.fill_(self._first[weights_of(op)])
 
-    def check_staged(self, op: str, offset: int, skip: int, weight: Tensor) -> None:
-        """Raise CompileError (QAT189) unless ``weight`` lies ``skip`` bytes behind ``offset``."""
-        raw, owner = (bytes[skip:] for bytes in self._slot(op, offset, skip + weight.nbytes))
+    def staged(self, op: str, offset: int, skip: int, weights: Tensor) -> bytes:
+        """The bytes ``weights`` of an op, ``skip`` behind ``offset``; CompileError (QAT189) if others lie there."""
+        raw, owner = (found[skip:] for found in self._slot(op, offset, skip + len(weights)))
         foreign = owner != self._first[weights_of(op)]
         if bool(foreign.any()):
             number = int(owner[foreign][0])
             seen = "nothing was written" if number == _NOBODY else f"the bytes belong to {self._names[number][0]!r}"
             raise self._broken(op, f"reads staged weights, where {seen}")
-        if not torch.equal(raw, weight.contiguous().view(torch.uint8).view(-1)):
+        if not torch.equal(raw, weights):
             raise self._broken(op, "reads staged weights, where others of its own lie")
+        return raw.numpy().tobytes()
 
     def _slot(self, op: str, offset: int, size: int) -> tuple[Tensor, Tensor]:
         start = offset * self._batch

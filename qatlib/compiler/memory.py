@@ -19,6 +19,7 @@ from qatlib.compiler.job import Job, describe
 from qatlib.compiler.lifetimes import Buffer, joined, lifetimes
 from qatlib.compiler.placement import GREEDY, Placement, Policy, place, time_all
 from qatlib.compiler.steps import Step
+from qatlib.compiler.streams import addresses, encoded_only
 from qatlib.compiler.target import Target
 from qatlib.program import Program
 
@@ -74,7 +75,7 @@ class MemoryPlan(_Frozen):
 
     ``rows`` is the use of what passes row by row, if it were held whole. ``joined`` are the ops whose inputs are made
     in the place of their output, so that they have nothing to do. ``weight_bytes`` are the accelerator's
-    constants, each counted once in the width of its dtype; they stay in DRAM.
+    constants, each counted once in the width of its dtype or as encoded; they stay in DRAM.
     """
 
     places: Mapping[str, Place]
@@ -132,7 +133,8 @@ def plan(job: Job, policy: Policy = GREEDY) -> MemoryPlan:
         )
         for arena, members in inside.items() for buffer in members for name, at in buffer.offsets().items()
     }  # fmt: skip
-    used = {key for step in job.steps if step.unit == "npu" for key in step.op.consts.values()}
+    plain = {key for step in job.steps if step.unit == "npu" for key in step.op.consts.values()}
+    plain -= encoded_only(job.program, job.streams)
     whole = lifetimes(job, job.maps)
     return MemoryPlan(
         places=places,
@@ -147,7 +149,8 @@ def plan(job: Job, policy: Policy = GREEDY) -> MemoryPlan:
         rows=_use(inside["rows"], offsets["rows"]),
         unlimited=_use(whole, pack(whole, None)[0]),
         joined=tuple(sorted(joined(job, buffers))),
-        weight_bytes=sum(job.program.constants[key].nbytes for key in used),
+        weight_bytes=sum(job.program.constants[key].nbytes for key in plain)
+        + addresses(job.streams, job.target.sram.alignment)[1],
     )
 
 

@@ -37,7 +37,8 @@ class OpEstimate:
     pay for, and "host" for what the host runs; these cost nothing here. ``block`` are rows, columns and channels of
     the outputs that are computed at a time. ``mac_cycles``, ``vector_cycles``, ``sram_cycles`` and ``dram_cycles`` are
     what each part is busy, ``wait_cycles`` what the core waits for staged weights. ``weight_bytes`` are the weights
-    as stored, ``utilization`` MACs over what the array could have done in the op's cycles at the op's dtype.
+    as stored, ``plain_weight_bytes`` in the width of their dtype, ``utilization`` MACs over what the array could have
+    done in the op's cycles at the op's dtype.
 
     The op runs from ``start_us`` on. ``compute_us`` is what the busier of the units that compute works,
     ``load_store_us`` the busier of the two buses; both go on at once, so that the shares of the op's latency need not
@@ -54,6 +55,7 @@ class OpEstimate:
     macs: int = 0
     vector_ops: int = 0
     weight_bytes: int = 0
+    plain_weight_bytes: int = 0
     sram_bytes: int = 0
     dram_bytes: int = 0
     mac_cycles: int = 0
@@ -280,6 +282,7 @@ def _row(job: Job, at: int, timings: Sequence[Timing], played: OpTime) -> OpEsti
         macs=first.macs,
         vector_ops=sum(task.vector_ops for task in passes),
         weight_bytes=total("weight_bytes"),
+        plain_weight_bytes=first.weights * first.weight_bytes,
         sram_bytes=total("sram_bytes"),
         dram_bytes=total("dram_bytes"),
         mac_cycles=total("mac"),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
+
+from torch import Tensor
 
 import qatlib.ops  # noqa: F401  (fills the registry)
 from qatlib.compiler.blocks import Cut, cut_array, cut_vector
 from qatlib.compiler.hardware import fill
+from qatlib.compiler.streams import Order, Stream, encoded
 from qatlib.compiler.target import Target
 from qatlib.ops.base import BY_KIND
 from qatlib.ops.work import Size, Work, size_of
@@ -38,6 +41,7 @@ class Task:
         work: its shape; ``dtype`` is the widest that it multiplies, of other work the widest that it reads.
         source: the map that is read block by block; ``beside``: those read once, an addend or the second factor.
         weights: elements of the weights, of ``weight_bytes`` each; ``constant_bytes`` are those of other constants.
+        stream: the weights as they are stored, where the target compresses them.
         vector_ops: operations on single elements, where the vector unit does the work.
         rate: elements a cycle of what follows the array, or of the unit that does the work.
     """
@@ -56,6 +60,7 @@ class Task:
     constant_bytes: int
     rate: float
     cut: Cut
+    stream: Stream | None = field(default=None, compare=False, repr=False)
 
     @property
     def inputs(self) -> tuple[Map, ...]:
@@ -72,6 +77,23 @@ def mac_dtype(op: Op, program: Program) -> str:
 
 def widest(dtypes: Iterable[str]) -> str:
     return max(dtypes, key=lambda dtype: BYTES[dtype])
+
+
+def order_of(weight: Tensor, work: Work, cut: Cut, target: Target) -> Order:
+    """How the array takes ``weight``; a section has the output channels of the smallest block, or whole groups."""
+    outputs = len(weight)
+    group = outputs // work.times
+    phases = work.ofm[2] // group  # of a transposed convolution: outputs of the array for one of the op
+    granule = max(1, target.buffers.block_channels // phases)
+    alike = outputs // work.ifm[2] if work.own_channel else group  # outputs of the same inputs
+    return Order(
+        section=granule if alike == outputs else max(1, granule // alike) * alike,
+        group=group,
+        tile=max(1, cut.tile[2] // phases),
+        pass_inputs=cut.step.pass_channels or cut.step.channels,
+        inputs=cut.step.channels,
+        taps=cut.step.taps,
+    )
 
 
 class Tasks:
@@ -102,7 +124,7 @@ class Tasks:
         elements, rate = self._program.values[op.output].elements(), self._rate(op, add)
         later = replace(
             task, work=add, engine="vector", source=task.target, macs=0, weights=0, constant_bytes=0,
-            vector_ops=elements, rate=rate, cut=self._cut(add, "vector", 2),
+            vector_ops=elements, rate=rate, cut=self._cut(add, "vector", 2), stream=None,
         )  # fmt: skip
         return replace(task, beside=(), vector_ops=0), later
 
@@ -126,6 +148,7 @@ class Tasks:
         maps = [self.map(name) for name in op.inputs]
         weight = program.constant(op, "weight") if "weight" in op.consts and work.form == "sums" else None
         others = cost.weight_bytes if weight is None and work.form not in ("resize", "warp") else 0
+        cut = self._cut(work, engine, len(maps), self._blocks.get(op.name))
         return Task(
             op=op,
             work=work,
@@ -140,8 +163,14 @@ class Tasks:
             weight_bytes=0 if weight is None else weight.element_size(),
             constant_bytes=others,
             rate=self._rate(op, work),
-            cut=self._cut(work, engine, len(maps), self._blocks.get(op.name)),
+            cut=cut,
+            stream=None if weight is None else self._stream(weight, work, cut),
         )
+
+    def _stream(self, weight: Tensor, work: Work, cut: Cut) -> Stream | None:
+        if not self._target.weights.compression:
+            return None
+        return encoded(weight, order_of(weight, work, cut, self._target))
 
     def _engine(self, work: Work) -> Engine:
         """Windows, and what reads one map element by element, also run on an array that has a way for them."""

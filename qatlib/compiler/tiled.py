@@ -10,6 +10,7 @@ from torch import Tensor
 from qatlib.compiler.job import Job
 from qatlib.compiler.layout import Chain, Layout, Slice
 from qatlib.compiler.machine import Machine
+from qatlib.compiler.streams import damaged
 from qatlib.emulator import Emulator
 from qatlib.errors import CompileError, QatError
 from qatlib.integer import exact_kernels, pad
@@ -70,18 +71,27 @@ class Runner:
 
     def _load(self, piece: Slice) -> None:
         """The weights of a slice into the SRAM."""
-        self._machine.stage(piece.op.name, piece.offset, piece.weight(self._job.program))
+        self._machine.stage(piece.op.name, piece.offset, piece.stored(self._emulator.program))
 
     def _sliced(self, pieces: Sequence[Slice]) -> None:
-        """An op box by box from staged weights, of which the first slice is loaded."""
-        program = self._job.program
+        """An op box by box from staged weights, of which the first slice is loaded.
+
+        What is decoded of them has to be what the kernels were made with; it is decoded once, as long as the bytes stay
+        as they were.
+        """
+        program = self._emulator.program
         for number, piece in enumerate(pieces):
             if number:
                 self._load(piece)
+            op, stored = piece.op.name, piece.stored(program)
+            if piece.stream is not None:
+                found = self._machine.staged(op, piece.offset, 0, stored)
+                weight = piece.stream.decode(found, piece.start, piece.stop, op)
+                if not torch.equal(weight, piece.weight(program)):
+                    raise damaged(op, f"channels {piece.start} to {piece.stop} are not those of the Program")
             for box, part in piece.parts:
-                weight = piece.weight(program, *box[piece.axis])
-                before = (box[piece.axis][0] - piece.start) * weight[0].nbytes
-                self._machine.check_staged(piece.op.name, piece.offset, before, weight)
+                low, high = piece.span(program, *box[piece.axis])
+                self._machine.staged(op, piece.offset, low, stored[low:high])
                 self._box(piece.op, box, part)
 
     def _chain(self, chain: Chain) -> None:

@@ -100,9 +100,11 @@ def _stored(size: Size, at: Map, target: Target) -> Size:
 
 
 def compressed(task: Task, target: Target) -> int:
-    """Bytes of the weights as stored, if none is 0: those of a trained network can be fewer."""
+    """Bytes of the weights as stored; of a target that does not compress them itself if none is 0."""
     if not task.weights:
         return 0
+    if task.stream is not None:
+        return fill(len(task.stream.data), target.sram.alignment)
     work, step, stored = task.work, task.cut.step, target.weights
     inputs, outputs = work.ifm[2], fill(work.ofm[2], stored.stored_outputs)
     taps = fill(work.taps, step.stored_taps or step.taps)

@@ -165,7 +165,7 @@ def test_saving_again_replaces_an_executable_and_nothing_else(tmp_path: Path) ->
     ("old", "new", "says"),
     [
         ("{", "", "is not JSON"),
-        ('"schema_version": 3', '"schema_version": 1', "is of schema 1; 3 is read here"),
+        ('"schema_version": 4', '"schema_version": 3', "is of schema 3; 4 is read here"),
         ('"blocks": {}', '"blocks": {"conv1": [3, 5, 7]}', "3x5x7 is no block"),
         ('"blocks": {}', '"blocks": {"conv1": [3, 5]}', "blocks.conv1"),
         ('"blocks": {}', '"blocks": {"conv9": [1, 1, 16]}', "'conv9', which is no op"),
