@@ -10,10 +10,10 @@ from typing import Literal
 from qatlib.compiler.hardware import fill, pieces
 from qatlib.compiler.target import Target
 from qatlib.compiler.tasks import Task
-from qatlib.compiler.traffic import Traffic, bus_cycles, memory_of, move, staging_rate, width
+from qatlib.compiler.traffic import Traffic, bus_cycles, memory_of, move, rate, staging_rate, width
 from qatlib.ops.work import Work
 
-Limit = Literal["mac", "vector", "weights", "sram", "dram"]
+Limit = Literal["mac", "vector", "table", "weights", "sram", "dram"]
 _GROUP = 16
 
 
@@ -21,9 +21,10 @@ _GROUP = 16
 class Timing:
     """Estimate for one task, in cycles and bytes.
 
-    ``core`` is how long array and vector unit need with all that they wait for; ``cycles`` the largest of it and the
-    two buses. ``limit`` names what it is due to. ``slack`` is how long the last slice of weights runs, under which
-    those of the next task can arrive; ``first_slice`` and ``next_slice`` are the SRAM that staged weights take.
+    ``core`` is how long array and vector unit, or the unit beside them that does the work, need with all that they wait
+    for; ``cycles`` the largest of it and the two buses. ``limit`` names what it is due to. ``slack`` is how long the
+    last slice of weights runs, under which those of the next task can arrive; ``first_slice`` and ``next_slice`` are
+    the SRAM that staged weights take.
     """
 
     cycles: int
@@ -54,11 +55,13 @@ def time(task: Task, target: Target, off: Collection[str], staging: bool = True,
     mac, vector = held.first.busy * held.blocks, held.last.busy * held.blocks
     if task.engine == "vector":
         mac, vector = 0.0, mac
-    moving = max(held.first.moving, held.last.moving) * held.blocks + held.lead + held.tail
+    moving = max(held.first.moving, held.last.moving) * held.blocks + held.tail
+    moving += held.lead if held.lead_for != "table" else 0.0
     scales = held.last.busy + held.last.weights if held.last.weights else 0.0
     fed = max(held.first.weights, scales) * held.blocks
     shares: dict[Limit, float] = {
-        "mac": mac, "vector": vector, "weights": max(fed, waited.core - held.core),
+        "mac": mac, "vector": 0.0 if task.unit == "table" else vector,
+        "table": vector + held.lead if task.unit == "table" else 0.0, "weights": max(fed, waited.core - held.core),
         "sram": moving if held.memory == "sram" else 0, "dram": moving if held.memory == "dram" else 0,
     }  # fmt: skip
     limit: Limit = max(shares, key=lambda name: shares[name])
@@ -105,7 +108,7 @@ class Stages:
     """How ``blocks``, not a whole number, pass two units one after the other; work of one unit holds no ``last``.
 
     ``lead`` and ``tail`` are cycles before the first block and after the last. What is read or written is in
-    ``memory``, that of the slower of both.
+    ``memory``, that of the slower of both. ``lead_for`` is what comes in the lead: data from there or a table.
     """
 
     blocks: float
@@ -114,6 +117,7 @@ class Stages:
     lead: float
     tail: float
     memory: Literal["sram", "dram"]
+    lead_for: Literal["data", "table"] = "data"
 
     @property
     def core(self) -> float:
@@ -189,7 +193,19 @@ def _vector(
     busy = block / task.rate
     issue, moving = (between + busy) / buffers.blocks_under_way, between / buffers.blocks_under_way
     one = Stage(max(busy, issue), busy, 0.0, moving)
-    return Stages(operations * filled / block, one, Stage(), 0.0, 0.0, memory)
+    count = operations * filled / block
+    if task.unit == "table":
+        return Stages(count, one, Stage(), load_cycles(task, target), 0.0, memory, "table")
+    return Stages(count, one, Stage(), 0.0, 0.0, memory)
+
+
+def load_cycles(task: Task, target: Target) -> float:
+    """Cycles until the table of ``task`` is in the unit, from the start of the task."""
+    unit = target.table_unit
+    if unit is None or not task.constant_bytes:
+        return 0.0
+    speed = rate(target, target.dram, "weights")
+    return target.dram.read_latency_cycles + task.constant_bytes / min(speed, unit.load_bytes_per_cycle or speed)
 
 
 def mac_cycles(task: Task, target: Target, decoded: bool = True) -> float:

@@ -141,6 +141,39 @@ class Unit(Strict):
     columns: Extent | None = None
 
 
+class Lookups(Strict):
+    """Of one port in a cycle, by the dtype that is looked up: of 256 entries, or of segments (``docs/numerics.md``)."""
+
+    int8: Rate
+    int16: Rate | None = None
+
+
+class TableUnit(Strict):
+    """A unit of its own for tables: ``ports`` look up side by side, each in a copy of the table.
+
+    A table comes from the DRAM before the first lookup, into all copies at once, at ``load_bytes_per_cycle`` (default
+    what the DRAM gives), or the unit has all tables from before the inference. With ``beside_vector_unit`` an op of
+    this unit and one of the vector unit run at once if neither needs the other.
+    """
+
+    lookups_per_cycle: Lookups
+    ports: Extent = 1
+    tables_from: Literal["dram", "unit"] = "dram"
+    load_bytes_per_cycle: Rate | None = None
+    beside_vector_unit: bool = False
+
+    @model_validator(mode="after")
+    def _loads_or_holds(self) -> Self:
+        if self.tables_from == "unit" and self.load_bytes_per_cycle is not None:
+            raise ValueError("tables_from is unit, which loads nothing; leave load_bytes_per_cycle out")
+        return self
+
+    def rate(self, dtype: str) -> float | None:
+        """Lookups in a cycle; None where the unit has no tables for ``dtype``."""
+        one = getattr(self.lookups_per_cycle, dtype, None)
+        return None if one is None else one * self.ports
+
+
 class Buffers(Strict):
     """Of the core, for two blocks: ``input_bytes`` and ``accumulator_bytes``, or ``shared_bytes`` cut into granules.
 

@@ -78,8 +78,24 @@ class Job:
 
     @cached_property
     def overlaid(self) -> tuple[tuple[tuple[str, ...], frozenset[str]], ...]:
-        """Inputs of each step in whose place its output can be computed if nothing needs them later, and its others."""
-        return tuple(self._overlaid(step.op, passes) for step, passes in zip(self.steps, self.passes, strict=True))
+        """Inputs of each step in whose place its output can be computed if nothing needs them later, and its others.
+
+        What the step before reads at the same time is none of the former.
+        """
+        found, before = [], None
+        for at, (step, passes) in enumerate(zip(self.steps, self.passes, strict=True)):
+            read = self.steps[before].op.inputs if before is not None and self.beside(before, at) else ()
+            over, others = self._overlaid(step.op, passes)
+            found.append((tuple(x for x in over if x not in read), others))
+            before = at if passes else before
+        return tuple(found)
+
+    def beside(self, a: int, b: int) -> bool:
+        """Whether the target can run both steps at once, if no bytes are in the way (:mod:`.beside`)."""
+        unit, one, other = self.target.table_unit, self.passes[a], self.passes[b]
+        if unit is None or not unit.beside_vector_unit or len(one) != 1 or len(other) != 1:
+            return False
+        return {one[0].unit, other[0].unit} == {"table", "vector"}
 
     def _overlaid(self, op: Op, passes: tuple[Task, ...]) -> tuple[tuple[str, ...], frozenset[str]]:
         if len(passes) != 1 or op.output in self.boundary:

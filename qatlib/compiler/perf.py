@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from qatlib.compiler.executable import Executable
 
-Unit = Literal["mac", "vector", "view", "weights", "host"]
-Bound = Literal["mac", "vector", "weights", "sram", "dram", "launch", "none"]
+Unit = Literal["mac", "vector", "table", "view", "weights", "host"]
+Bound = Literal["mac", "vector", "table", "weights", "sram", "dram", "launch", "none"]
 BASIS = "estimate of the target file's model, not a measurement"
 
 
@@ -42,7 +42,8 @@ class OpEstimate:
 
     The op runs from ``start_us`` on. ``compute_us`` is what the busier of the units that compute works,
     ``load_store_us`` the busier of the two buses; both go on at once, so that the shares of the op's latency need not
-    add up to 1. ``stall_*`` are the cycles that the unit of the op waits, by cause (:mod:`.spans`). ``int16_cycles``
+    add up to 1. ``stall_*`` are the cycles that the unit of the op waits, by cause (:mod:`.spans`). ``hidden_cycles``
+    are those that a longer op beside it takes anyway, none or all. ``int16_cycles``
     are those that formats of 16 bits cost, against 8 bits in the same places. ``sram_live_bytes`` of the SRAM are
     taken while the op runs. ``host_bytes`` are what the host reads and writes for an op of its own.
     """
@@ -77,7 +78,9 @@ class OpEstimate:
     stall_sram: int = 0
     stall_dram: int = 0
     stall_weights: int = 0
+    stall_table: int = 0
     stall_dependency: int = 0
+    hidden_cycles: int = 0
     int16_cycles: int = 0
     sram_live_bytes: int = 0
     host_bytes: int = 0
@@ -110,7 +113,7 @@ class Performance:
 
     @property
     def cycles(self) -> int:
-        return sum(row.cycles for row in self.rows)
+        return sum(row.cycles - row.hidden_cycles for row in self.rows)
 
     @property
     def latency_us(self) -> float:
@@ -141,8 +144,8 @@ class Performance:
         return self.dram_bytes * self.clock_hz / self.cycles if self.cycles else 0.0
 
     def cycles_by_bound(self) -> dict[str, int]:
-        """Cycles of the ops that each resource limits."""
-        return {bound: sum(r.cycles for r in self.rows if r.bound == bound) for bound in _BOUNDS}
+        """Cycles of the ops that each resource limits, without hidden ones."""
+        return {bound: sum(r.cycles - r.hidden_cycles for r in self.rows if r.bound == bound) for bound in _BOUNDS}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data with sorted keys: totals, the per-op rows under ``ops``, cycles of ``units`` by what they are for.
@@ -198,7 +201,11 @@ _TOTALS = (
 )  # fmt: skip
 INTERVALS = 60
 """Equal parts of an inference for which ``to_dict`` gives means."""
-_BOUNDS: tuple[Bound, ...] = ("mac", "vector", "weights", "sram", "dram", "launch")
+_BOUNDS: tuple[Bound, ...] = ("mac", "vector", "table", "weights", "sram", "dram", "launch")
+
+
+_UNITS: dict[str, Unit] = {"array": "mac", "table": "table"}
+"""Names of units of the machine in a row; resizing and warping are called the vector unit's."""
 
 
 def perf_model(executable: Executable) -> Performance:
@@ -267,7 +274,7 @@ def _row(job: Job, at: int, timings: Sequence[Timing], played: OpTime) -> OpEsti
     longest = max(timings, key=lambda timing: timing.cycles)
     peak = target.mac_array.peak / (target.mac_array.slowdown(first.dtype) or 1.0)
     to_us = 1e6 / target.clock_hz
-    compute = max(played.busy[unit] for unit in ("array", "vector", "resize", "warp") if unit in played.busy)
+    compute = max(played.busy[unit] for unit in ("array", "vector", "table", "resize", "warp") if unit in played.busy)
     moving = max(played.busy["sram"], played.busy["dram"])
 
     def total(field: str) -> int:
@@ -277,7 +284,7 @@ def _row(job: Job, at: int, timings: Sequence[Timing], played: OpTime) -> OpEsti
         op=op.name,
         module=op.module,
         kind=op.kind,
-        unit="mac" if first.engine == "array" else "vector",
+        unit=_UNITS.get(first.unit, "vector"),
         block="x".join(map(str, first.cut.ofm)),
         macs=first.macs,
         vector_ops=sum(task.vector_ops for task in passes),
@@ -301,5 +308,6 @@ def _row(job: Job, at: int, timings: Sequence[Timing], played: OpTime) -> OpEsti
         load_store_us=moving * to_us,
         load_store_share=moving / cycles if cycles else 0.0,
         **{f"stall_{cause}": round(played.stalls[played.main][cause]) for cause in CAUSES if cause != "launch"},
+        hidden_cycles=played.hidden,
         sram_live_bytes=played.sram_bytes,
     )

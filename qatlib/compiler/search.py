@@ -58,8 +58,14 @@ def _any_move(choice: Choice, draw: random.Random) -> Choice | None:
 
 
 def _moves(choice: Choice) -> list[_Move]:
-    """Ways to change a plan. Where all maps are in the SRAM, only blocks are worth a change."""
+    """Ways to change a plan.
+
+    Where all maps are in the SRAM, only blocks are worth a change, and the order if tables run beside other ops.
+    """
     moves: list[_Move] = [_other_block] if _array_steps(choice.job) else []
+    unit = choice.job.target.table_unit
+    if unit and unit.beside_vector_unit and any(row[0].unit == "table" for row in choice.job.passes if row):
+        moves.append(_other_order)
     short = bool(choice.memory.off_chip - choice.job.boundary) or any(s.use == "rows" for s in choice.memory.scratch)
     if short or choice.memory.off_chip & choice.job.boundary:
         moves += [_other_order, _other_staging, _other_rows, _other_maps]

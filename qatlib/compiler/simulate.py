@@ -69,15 +69,35 @@ class Pipeline:
     def run(self) -> None:
         """Play all blocks. Where a state comes again, what happened since is repeated as long as nothing else would."""
         seen: _Seen = {}
-        while self._write < self._count:
-            if self._next_is_write():
-                self._write_block()
+        while not self.done:
+            written = self._write
+            self.advance()
+            if self._write > written:
                 self._leap(seen)
-            else:
-                self._read_block()
-            while self._pass_first() or self._pass_last():
-                pass
-        self.cycles = max(self._written[self._count - 1][0], self._last[self._count - 1] + self._held.tail)
+
+    @property
+    def done(self) -> bool:
+        return self._write == self._count
+
+    def advance(self) -> None:
+        """Play the next request to the buses and what follows from it."""
+        if self._next_is_write():
+            self._write_block()
+        else:
+            self._read_block()
+        while self._pass_first() or self._pass_last():
+            pass
+        if self.done:
+            self.cycles = max(self._written[self._count - 1][0], self._last[self._count - 1] + self._held.tail)
+
+    def asks(self) -> float:
+        """When the next request to the buses comes."""
+        return self._last[self._write] if self._next_is_write() else self._first.get(self._read - _ROOM, 0.0)
+
+    def share(self, other: Pipeline) -> None:
+        """Use the same buses as ``other``."""
+        other._free |= self._free
+        self._free = other._free
 
     # -- buses ---------------------------------------------------------------------------------------------------------
 
@@ -126,7 +146,7 @@ class Pipeline:
             (self._last.get(i - _ROOM, 0.0), "compute"),
         ]
         if i == 0:
-            waits.append((held.lead, held.memory))
+            waits.append((held.lead, "table" if held.lead_for == "table" else held.memory))
         start, cause = max(waits, key=lambda wait: wait[0])
         self.tracks.wait(unit, cause, start - free)
         computed = self._over_slices(i, start)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-Unit = Literal["array", "vector", "resize", "warp", "dma", "sram", "dram"]
-Cause = Literal["compute", "sram", "dram", "weights", "dependency", "launch"]
-UNITS: tuple[Unit, ...] = ("array", "vector", "resize", "warp", "dma", "sram", "dram")
+Unit = Literal["array", "vector", "table", "resize", "warp", "dma", "sram", "dram"]
+Cause = Literal["compute", "sram", "dram", "weights", "table", "dependency", "launch"]
+UNITS: tuple[Unit, ...] = ("array", "vector", "table", "resize", "warp", "dma", "sram", "dram")
 """``dma`` copies weights into the SRAM; ``sram`` and ``dram`` are their buses."""
-CAUSES: tuple[Cause, ...] = ("compute", "sram", "dram", "weights", "dependency", "launch")
-"""Another unit, a memory, weights (decoder, scales, a slice that is not there), another op, the start of an op."""
+CAUSES: tuple[Cause, ...] = ("compute", "sram", "dram", "weights", "table", "dependency", "launch")
+"""Another unit, a memory, weights (decoder, scales, a slice that is not there), a table that is not loaded, another op,
+the start of an op."""
 
 
 @dataclass(frozen=True)

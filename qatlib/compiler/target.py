@@ -24,6 +24,7 @@ from qatlib.compiler.hardware import (
     Rate,
     Sram,
     Strict,
+    TableUnit,
     Unit,
     VectorUnit,
     Weights,
@@ -66,6 +67,7 @@ class Target(Strict):
     vector_unit: VectorUnit
     resize_unit: Unit | None = None
     warp_unit: Unit | None = None
+    table_unit: TableUnit | None = None
     buffers: Buffers
     weights: Weights = Weights()
     sram: Sram
@@ -95,6 +97,14 @@ class Target(Strict):
         missing = sorted(dtype for dtype in used if self.vector_unit.elements_per_cycle.of(dtype) is None)
         if missing:
             raise ValueError(f"ops use {', '.join(missing)}, for which vector_unit.elements_per_cycle has no rate")
+        return self
+
+    @model_validator(mode="after")
+    def _table_rates(self) -> Self:
+        if self.table_unit is not None and "table" in self.ops:
+            missing = sorted(dtype for dtype in self.ops["table"].inputs if self.table_unit.rate(dtype) is None)
+            if missing:
+                raise ValueError(f"ops.table reads {', '.join(missing)}, for which table_unit has no rate")
         return self
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from torch import Tensor
 import qatlib.ops  # noqa: F401  (fills the registry)
 from qatlib.compiler.blocks import Cut, cut_array, cut_vector
 from qatlib.compiler.hardware import fill
+from qatlib.compiler.spans import Unit
 from qatlib.compiler.streams import Order, Stream, encoded
 from qatlib.compiler.target import Target
 from qatlib.ops.base import BY_KIND
@@ -38,17 +39,19 @@ class Task:
     """One pass of the accelerator over an op's maps.
 
     Args:
+        unit: that of the target which computes it; the vector unit does what follows the array.
         work: its shape; ``dtype`` is the widest that it multiplies, of other work the widest that it reads.
         source: the map that is read block by block; ``beside``: those read once, an addend or the second factor.
         weights: elements of the weights, of ``weight_bytes`` each; ``constant_bytes`` are those of other constants.
         stream: the weights as they are stored, where the target compresses them.
-        vector_ops: operations on single elements, where the vector unit does the work.
+        vector_ops: operations on single elements, where the vector unit or one beside it does the work.
         rate: elements a cycle of what follows the array, or of the unit that does the work.
     """
 
     op: Op
     work: Work
     engine: Engine
+    unit: Unit
     dtype: str
     source: Map | None
     beside: tuple[Map, ...]
@@ -121,9 +124,9 @@ class Tasks:
             return (task,)
         size = task.work.ofm
         add = Work("elements", size, size, operation="add")
-        elements, rate = self._program.values[op.output].elements(), self._rate(op, add)
+        elements, rate = self._program.values[op.output].elements(), self._rate(op, add, "vector")
         later = replace(
-            task, work=add, engine="vector", source=task.target, macs=0, weights=0, constant_bytes=0,
+            task, work=add, engine="vector", unit="vector", source=task.target, macs=0, weights=0, constant_bytes=0,
             vector_ops=elements, rate=rate, cut=self._cut(add, "vector", 2), stream=None,
         )  # fmt: skip
         return replace(task, beside=(), vector_ops=0), later
@@ -144,15 +147,19 @@ class Tasks:
     def _task(self, op: Op) -> Task:
         program, operator = self._program, BY_KIND[op.kind]
         work, cost = operator.work(op, program), operator.cost(op, program)
-        engine = self._engine(work)
+        unit = self._unit(work)
+        engine: Engine = "array" if unit == "array" else "vector"
         maps = [self.map(name) for name in op.inputs]
         weight = program.constant(op, "weight") if "weight" in op.consts and work.form == "sums" else None
         others = cost.weight_bytes if weight is None and work.form not in ("resize", "warp") else 0
         cut = self._cut(work, engine, len(maps), self._blocks.get(op.name))
+        if unit == "table" and self._target.table_unit and self._target.table_unit.tables_from == "unit":
+            others = 0
         return Task(
             op=op,
             work=work,
             engine=engine,
+            unit=unit,
             dtype=mac_dtype(op, program) if cost.macs else widest(v.qtype.dtype for v in program.in_values(op)),
             source=maps[0] if maps else None,
             beside=tuple(maps[1:]),
@@ -162,7 +169,7 @@ class Tasks:
             weights=0 if weight is None else weight.numel(),
             weight_bytes=0 if weight is None else weight.element_size(),
             constant_bytes=others,
-            rate=self._rate(op, work),
+            rate=self._rate(op, work, unit),
             cut=cut,
             stream=None if weight is None else self._stream(weight, work, cut),
         )
@@ -172,19 +179,32 @@ class Tasks:
             return None
         return encoded(weight, order_of(weight, work, cut, self._target))
 
-    def _engine(self, work: Work) -> Engine:
-        """Windows, and what reads one map element by element, also run on an array that has a way for them."""
+    def _unit(self, work: Work) -> Unit:
+        """Tables, resizing and warping have units of their own, if the target has them.
+
+        Windows, and what reads one map element by element, also run on an array that has a way for them.
+        """
+        target = self._target
         if work.form == "sums":
             return "array"
+        if work.operation == "table" and target.table_unit is not None:
+            return "table"
+        if work.form == "resize" and target.resize_unit is not None:
+            return "resize"
+        if work.form == "warp" and target.warp_unit is not None:
+            return "warp"
         alone = work.form in ("copy", "windows") or (work.form == "elements" and work.ifm == work.ofm)
-        alone = alone or (work.form == "resize" and self._target.resize_unit is None)
-        return "array" if alone and self._target.mac_array.windows else "vector"
+        return "array" if (alone or work.form == "resize") and target.mac_array.windows else "vector"
 
-    def _rate(self, op: Op, work: Work) -> float:
+    def _rate(self, op: Op, work: Work, unit: Unit) -> float:
         target, program = self._target, self._program
-        unit = {"resize": target.resize_unit, "warp": target.warp_unit}.get(work.form)
-        if unit is not None:
-            return unit.elements_per_cycle
+        own = {"resize": target.resize_unit, "warp": target.warp_unit}.get(unit)
+        if own is not None:
+            return own.elements_per_cycle
+        if unit == "table" and target.table_unit is not None:
+            lookups = target.table_unit.rate(program.in_values(op)[0].qtype.dtype)
+            assert lookups is not None, "a Target has a rate of lookups for every dtype that its tables read"
+            return lookups
         after = work.form == "sums" or work.operation == ""
         read = program.in_values(op)[1:] if work.form == "sums" else program.in_values(op)
         values = [program.values[op.output], *read]

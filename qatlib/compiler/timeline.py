@@ -1,7 +1,8 @@
 """A compiled Program in time: which unit does what when, why units wait, how full the SRAM is, what crosses each bus.
 
-Ops run one after the other in the order of the Executable; only weights that are staged come under the op before. An
-estimate of the model that the target file describes, as :mod:`.perf` is.
+Ops run one after the other in the order of the Executable. Only weights that are staged come under the op before, and
+two neighbours run at once where the target has a table unit for it (:mod:`.beside`). An estimate of the model that the
+target file describes, as :mod:`.perf` is.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from functools import cached_property, partial
 import numpy as np
 from numpy.typing import NDArray
 
+from qatlib.compiler.beside import pairs
 from qatlib.compiler.cycles import Timing
 from qatlib.compiler.job import Job
 from qatlib.compiler.memory import MemoryPlan
 from qatlib.compiler.placement import live_bytes
-from qatlib.compiler.plays import Plays, path_of, units_of
+from qatlib.compiler.plays import Plays, units_of
 from qatlib.compiler.simulate import Pipeline
 from qatlib.compiler.spans import CAUSES, Cause, Span, Unit
 from qatlib.compiler.target import Target
@@ -34,6 +36,8 @@ class OpTime:
 
     ``busy`` and ``stalls`` are cycles of each unit: what it works, and what it waits by cause. For each unit of the
     target they add up to the op's cycles. ``sram_bytes`` is what of the SRAM is taken while the op runs.
+
+    ``hidden`` are those of the op's cycles that a longer op beside it takes anyway: all or none.
     """
 
     op: str
@@ -45,6 +49,7 @@ class OpTime:
     busy: dict[Unit, float]
     stalls: dict[Unit, dict[Cause, float]]
     sram_bytes: int
+    hidden: int = 0
 
     @property
     def cycles(self) -> int:
@@ -61,7 +66,7 @@ class Timeline:
 
     @property
     def cycles(self) -> int:
-        return self.ops[-1].end if self.ops else 0
+        return max((op.end for op in self.ops[-2:]), default=0)
 
     @cached_property
     def busy(self) -> dict[Unit, float]:
@@ -70,10 +75,16 @@ class Timeline:
 
     @cached_property
     def stalls(self) -> dict[Unit, dict[Cause, float]]:
-        """Cycles that each unit waits, by cause."""
-        return {
+        """Cycles that each unit waits, by cause; with ``busy`` they add up to ``cycles``."""
+        found = {
             unit: {cause: sum(op.stalls[unit][cause] for op in self.ops) for cause in CAUSES} for unit in self.units
         }
+        for op in (op for op in self.ops if op.hidden):  # launched with the longer one, beside which others work
+            for unit, waits in found.items():
+                launch = op.stalls[unit]["launch"]
+                waits["launch"] -= launch
+                waits["dependency"] -= op.hidden - launch
+        return found
 
     def utilization(self, intervals: int) -> dict[Unit, NDArray[np.float64]]:
         """Share of each of so many equal intervals in which a unit works, 0 to 1."""
@@ -99,21 +110,17 @@ class Timeline:
 
 def simulate(job: Job, plan: MemoryPlan, timings: Sequence[Sequence[Timing]]) -> Timeline:
     """Play the ops that the accelerator runs; ``timings`` are the estimates of their passes, none for other steps."""
-    player, ops, taken = _Player(job, plan, job.plays), list[OpTime](), sram_bytes(job, plan)
-    for at, row in enumerate(timings):
-        if row:
-            start = player.clock
-            passes = list(player.passes(at, row))
-            ops.append(_account(job, at, start, player.clock, passes, int(taken[at + 1])))
+    ops, taken = list[OpTime](), sram_bytes(job, plan)
+    for step in _Player(job, plan, job.plays).steps(timings):
+        ops.append(_account(job, step, int(taken[step.at + 1])))
     return Timeline(job.target, _with_copies(ops), units_of(job.target))
 
 
 def latency(job: Job, plan: MemoryPlan, timings: Sequence[Sequence[Timing]], plays: Plays) -> int:
     """Cycles of the whole timeline; with the same ``plays`` again, what is as before is not played again."""
     player = _Player(job, plan, plays)
-    for at, row in enumerate(timings):
-        for _ in player.passes(at, row):
-            pass
+    for _ in player.steps(timings):
+        pass
     return player.clock
 
 
@@ -126,18 +133,50 @@ class _Pass:
     copy: Span | None
 
 
+@dataclass(frozen=True)
+class _Step:
+    """Step ``at`` as it was played, from cycle ``start`` to ``end``; see :attr:`OpTime.hidden`."""
+
+    at: int
+    start: int
+    end: int
+    passes: tuple[_Pass, ...]
+    hidden: int = 0
+
+
 class _Player:
     """``clock`` is the cycle at which the next op starts, ``_open`` the one from which its weights can be copied."""
 
     def __init__(self, job: Job, plan: MemoryPlan, plays: Plays) -> None:
-        self._job, self._plays = job, plays
+        self._job, self._plan, self._plays = job, plan, plays
         self._off, self._staged = plan.off_chip | job.constants, plan.staged
         self.clock, self._open, self._slack = 0, 0.0, 0.0
 
-    def passes(self, at: int, timings: Sequence[Timing]) -> Iterator[_Pass]:
+    def steps(self, timings: Sequence[Sequence[Timing]]) -> Iterator[_Step]:
+        """Play the steps that have timings, in order."""
+        mates, played = pairs(self._job, self._plan, timings), set[int]()
+        for at, row in enumerate(timings):
+            if at in mates:
+                yield from self._pair(at, mates[at], timings[mates[at]][-1].slack)
+                played.add(mates[at])
+            elif row and at not in played:
+                start, passes = self.clock, tuple(self._passes(at, row))
+                yield _Step(at, start, self.clock, passes)
+
+    def _pair(self, at: int, mate: int, slack: float) -> Iterator[_Step]:
+        """Play two steps at once; weights of the next may lie where ``at`` reads or writes, and wait for it."""
+        job, start = self._job, self.clock
+        now = float(start + job.target.launch_cycles)
+        both = self._plays.pair((job.passes[at][0], job.passes[mate][0]), job.target, self._off)
+        ends = [math.ceil(round(now + task.cycles, 6)) for task in both]
+        self.clock, self._slack = max(ends), slack
+        self._open = max(now + both[0].cycles, now + both[1].last_from)
+        shorter = ends.index(min(ends))
+        for i, (step, end, task) in enumerate(zip((at, mate), ends, both, strict=True)):
+            yield _Step(step, start, end, (_Pass(now, task, None),), end - start if i == shorter else 0)
+
+    def _passes(self, at: int, timings: Sequence[Timing]) -> Iterator[_Pass]:
         """Play step ``at``, pass by pass."""
-        if not timings:
-            return
         target, staging = self._job.target, self._job.steps[at].op.name in self._staged
         now = float(self.clock + target.launch_cycles)
         for task, timing in zip(self._job.passes[at], timings, strict=True):
@@ -157,20 +196,20 @@ class _Player:
         return self._open + size / staging_rate(target) + target.dram.read_latency_cycles - now
 
 
-def _account(job: Job, at: int, start: int, end: int, passes: Sequence[_Pass], taken: int) -> OpTime:
-    op, target = job.steps[at].op, job.target
+def _account(job: Job, step: _Step, taken: int) -> OpTime:
+    op, target, passes = job.steps[step.at].op, job.target, step.passes
     tracks, launch = [one.played.tracks for one in passes], float(target.launch_cycles)
     busy, stalls = dict[Unit, float](), dict[Unit, dict[Cause, float]]()
     for unit in units_of(target):
         busy[unit] = sum(track.sums[unit].busy for track in tracks if unit in track.sums)
         waits: dict[Cause, float] = {c: sum(track.stalls.get((unit, c), 0.0) for track in tracks) for c in CAUSES}
         waits["launch"] = launch
-        stalls[unit] = waits | {"dependency": end - start - busy[unit] - sum(waits.values())}
+        stalls[unit] = waits | {"dependency": step.end - step.start - busy[unit] - sum(waits.values())}
     spans = [one.copy for one in passes if one.copy]
     for one in passes:
         spans += [_later(span, one.start) for track in one.played.tracks.spans.values() for span in track]
-    main = path_of(job.passes[at][0], target)[0]
-    return OpTime(op.name, op.kind, start, end, main, tuple(spans), busy, stalls, taken)
+    main = job.passes[step.at][0].unit
+    return OpTime(op.name, op.kind, step.start, step.end, main, tuple(spans), busy, stalls, taken, step.hidden)
 
 
 def _with_copies(ops: list[OpTime]) -> tuple[OpTime, ...]:

@@ -52,7 +52,7 @@ def _event(performance: Performance, start: float, end: float) -> dict[str, Any]
 
 def _ops(performance: Performance) -> Iterator[dict[str, Any]]:
     rows = {row.op: row for row in performance.rows}
-    for op in performance.timeline.ops:
+    for op in sorted(performance.timeline.ops, key=lambda op: (op.start, -op.end)):  # inside each other if at once
         row = rows[op.op]
         args: dict[str, Any] = {"module": row.module, "bound": row.bound, "macs": row.macs, "cycles": op.cycles}
         args |= {f"{op.main} waits for {cause}": round(op.stalls[op.main][cause]) for cause in CAUSES}
@@ -63,12 +63,12 @@ def _spans(performance: Performance) -> Iterator[dict[str, Any]]:
     timeline = performance.timeline
     tracks = {unit: track for track, unit in enumerate(timeline.units, _OPS + 1)}
     for unit, track in tracks.items():
-        for op in timeline.ops:
-            for span in (span for span in op.spans if span.unit == unit):
-                args: dict[str, Any] = {"busy cycles": round(span.busy, 3)}
-                args |= {key: count for key in ("blocks", "bytes") if (count := round(getattr(span, key)))}
-                event = _event(performance, span.start, span.end)
-                yield event | {"name": op.op, "cat": span.what, "tid": track, "args": args}
+        spans = [(span, op.op) for op in timeline.ops for span in op.spans if span.unit == unit]
+        for span, name in sorted(spans, key=lambda pair: pair[0].start):  # two ops can run at once
+            args: dict[str, Any] = {"busy cycles": round(span.busy, 3)}
+            args |= {key: count for key in ("blocks", "bytes") if (count := round(getattr(span, key)))}
+            event = _event(performance, span.start, span.end)
+            yield event | {"name": name, "cat": span.what, "tid": track, "args": args}
 
 
 def _counters(performance: Performance) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,7 @@ from qatlib.analysis.report.tables import digits
 from qatlib.compiler import Executable, compile_model
 from qatlib.errors import OutputError
 from tests.compiler.compiler_nets import Net, random_net, residual, tiny
+from tests.compiler.test_table_unit import BESIDE, branches
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,23 @@ def test_shares_of_a_unit_add_up(performance: dict[str, Any]) -> None:
     for _, busy, waits in shown.units:
         assert busy + sum(waits) == pytest.approx(1, abs=0.01)
     assert {kind for kind, _ in shown.bounds} == {f"b-{op['bound']}" for op in performance["ops"]} - {"b-none"}
+
+
+def test_ops_that_run_at_once_stand_one_above_the_other() -> None:
+    performance = branches(BESIDE).performance.to_dict()
+    bars = re.findall(
+        r'<rect class="b-(\w+)" x="([\d.]+)" y="(\d+)" width="([\d.]+)" height="(\d+)"', str(timeline(performance))
+    )
+    (table, left, _, short, _), (vector, same, _, long, _), (_, after, *_) = bars
+    assert (table, vector) == ("table", "vector")
+    assert [(y, height) for _, _, y, _, height in bars] == [("14", "13"), ("27", "13"), ("14", "26")]
+    assert left == same
+    assert float(short) < float(long) < float(after) - float(left)
+    shown = accelerator(performance)
+    assert "a table" in shown.causes
+    assert "table unit" in [name for name, *_ in shown.units]
+    for _, busy, waits in shown.units:
+        assert busy + sum(waits) == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,10 @@ def refusal(folder: Path, content: str | bytes) -> str:
     return str(caught.value)
 
 
+def _tables(**more: Any) -> dict[str, Any]:
+    return {"lookups_per_cycle": {"int8": 4}, **more}
+
+
 def test_shipped_targets_load_by_name_and_by_path() -> None:
     own, arm = ("bayes-like", "bernoulli-like", "nash-like"), ("u55-256", "u85-256", "u85-512")
     assert shipped_targets() == (*own[:2], *(f"ethos-{name}-like" for name in arm), own[2])
@@ -122,6 +126,14 @@ def test_hostile_yaml_is_one_line(tmp_path: Path, content: str | bytes, says: st
         ("mac_array.depth_first.channels", 1.5, "mac_array.depth_first.channels"),
         ("mac_array.depth_first", None, "mac_array.depth_first: Field required"),
         ("vector_unit.operations", {"sine": 1.0}, "vector_unit.operations.sine"),
+        ("table_unit", {}, "table_unit.lookups_per_cycle: Field required"),
+        ("table_unit", {"lookups_per_cycle": {"int8": 0}}, "table_unit.lookups_per_cycle.int8: Input should be"),
+        ("table_unit", _tables(ports=0), "table_unit.ports: Input should be greater than 0, not 0"),
+        ("table_unit", _tables(ports=2.5), "table_unit.ports: Input should be a valid integer"),
+        ("table_unit", _tables(load_bytes_per_cycle=-1), "table_unit.load_bytes_per_cycle"),
+        ("table_unit", _tables(tables_from="flash"), "table_unit.tables_from: Input should be 'dram' or 'unit'"),
+        ("table_unit", _tables(tables_from="unit", load_bytes_per_cycle=8), "which loads nothing"),
+        ("table_unit", _tables(beside_vector_unit=1), "table_unit.beside_vector_unit: Input should be a valid boolean"),
         ("in_flight", {"weights": 64}, "in_flight.scales: Field required"),
         ("weights", {"padding": 1.5}, "weights.padding"),
         ("name", "../x", "name"),
@@ -140,6 +152,12 @@ def test_hostile_yaml_is_one_line(tmp_path: Path, content: str | bytes, says: st
 )
 def test_schema_errors(tmp_path: Path, key: str, value: Any, says: str) -> None:
     assert says in refusal(tmp_path, dump(tiny_document({key: value})))
+
+
+def test_a_table_unit_has_a_rate_for_all_that_tables_read(tmp_path: Path) -> None:
+    ops = {"table": {"inputs": ["int8", "int16"], "outputs": ["int8"]}}
+    says = refusal(tmp_path, dump(tiny_document({"ops": ops, "table_unit": _tables()})))
+    assert "ops.table reads int16, for which table_unit has no rate" in says
 
 
 def test_dates_are_not_numbers(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import heapq
 import math
 from collections import defaultdict
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from qatlib.compiler import Executable, Target, compile_model, load_target
 from qatlib.compiler.cycles import Slices, Stage, Stages
 from qatlib.compiler.job import describe
 from qatlib.compiler.placement import time_all
-from qatlib.compiler.plays import Plays
+from qatlib.compiler.plays import Plays, play_together
 from qatlib.compiler.simulate import Pipeline
 from qatlib.compiler.spans import CAUSES, Unit
 from qatlib.compiler.timeline import FIRST, latency
@@ -72,14 +73,24 @@ def test_part_of_a_block_takes_part_of_its_time(blocks: float) -> None:
     assert played(held).tracks.sums["vector"].busy == pytest.approx(blocks * 6)
 
 
-def event_queue(held: Stages, count: int, moves: dict[str, dict[str, float]]) -> float:
-    """The text of docs/targets.md as a queue of requests to the buses, first come first served, writes first."""
+Queued = tuple[Stages, int, dict[str, dict[str, float]]]
+"""A task, its blocks, and the cycles for which a block is on each bus."""
+
+
+def event_queue(*tasks: Queued) -> list[float]:
+    """The text of docs/targets.md as a queue of requests to the buses, first come first served, writes first.
+
+    When each of ``tasks`` ends that start at once; of requests at the same cycle those of the first task come first.
+    """
     free: dict[str, float] = defaultdict(float)
-    grant, arrived, first, late, last, written = ({} for _ in range(6))
-    queue: list[tuple[float, int, int]] = [(0.0, 1, i) for i in range(min(2, count))]
-    a, b, work = held.first.cycles, held.last.cycles, held.last.busy + held.last.weights
+    states: list[tuple[dict[int, float], ...]] = [tuple({} for _ in range(6)) for _ in tasks]
+    queue = [(0.0, task, 1, i) for task, (_, count, _) in enumerate(tasks) for i in range(min(2, count))]
+    heapq.heapify(queue)
     while queue:
-        at, reading, i = heapq.heappop(queue)
+        at, task, reading, i = heapq.heappop(queue)
+        held, count, moves = tasks[task]
+        grant, arrived, first, late, last, written = states[task]
+        a, b, work = held.first.cycles, held.last.cycles, held.last.busy + held.last.weights
         ends, begins = [at], [at]
         for bus, sizes in moves.items():
             needed = sizes["read" if reading else "write"]
@@ -100,14 +111,17 @@ def event_queue(held: Stages, count: int, moves: dict[str, dict[str, float]]) ->
                 first[m] = max(start + a, arrived[m])
                 late[m] = first[m] - start - a
                 if m + 2 < count:
-                    heapq.heappush(queue, (first[m], 1, m + 2))
+                    heapq.heappush(queue, (first[m], task, 1, m + 2))
                 moved = True
             if v in first and (v < 2 or v - 2 in written):
                 start = max(first[v], last.get(v - 1, 0), written.get(v - 2, 0))
                 last[v] = start + max(work, b - late[v])
-                heapq.heappush(queue, (last[v], 0, v))
+                heapq.heappush(queue, (last[v], task, 0, v))
                 moved = True
-    return max(written[count - 1], last[count - 1] + held.tail)
+    ends = []
+    for (held, count, _), (*_, last, written) in zip(tasks, states, strict=True):
+        ends.append(max(written[count - 1], last[count - 1] + held.tail))
+    return ends
 
 
 @settings(max_examples=150, deadline=None)
@@ -125,10 +139,31 @@ def test_it_is_what_an_event_queue_says(
         1, 1, 0, 0, staged=False, early=0,
     )  # fmt: skip
     both = {"sram": sram, "dram": dram}
-    expected = event_queue(
-        held, blocks, {n: dict(zip(("read", "write"), each, strict=True)) for n, each in both.items()}
-    )
+    (expected,) = event_queue((held, blocks, by_way(both)))
     assert played(held, moved).cycles == pytest.approx(expected)
+
+
+def by_way(sizes: dict[str, tuple[float, float]]) -> dict[str, dict[str, float]]:
+    return {bus: dict(zip(("read", "write"), each, strict=True)) for bus, each in sizes.items()}
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 200), *[cycles] * 5), min_size=2, max_size=2))
+def test_two_at_once_are_what_an_event_queue_says(both: list[tuple[Any, ...]]) -> None:
+    tasks, queued = [], []
+    for unit, (blocks, a, lead, *moves) in zip(("table", "vector"), both, strict=True):
+        held = Stages(blocks, Stage(a, a / 2), Stage(), lead, 0, "sram", "table")
+        sram, dram = (moves[0], moves[1]), (moves[2], moves[3])
+        moved = Traffic(
+            {"stream": sram[0] * SRAM * blocks, "write": sram[1] * SRAM * blocks},
+            {"stream": dram[0] * DRAM * blocks, "write": dram[1] * DRAM * blocks},
+            1, 1, 0, 0, staged=False, early=0,
+        )  # fmt: skip
+        tasks.append(Pipeline((unit, "vector"), tiny(), moved, held, Slices(0, 0), 0))
+        queued.append((held, blocks, by_way({"sram": sram, "dram": dram})))
+    play_together(*tasks)
+    for task, expected in zip(tasks, event_queue(*queued), strict=True):
+        assert task.cycles == pytest.approx(expected)
 
 
 def test_blocks_that_repeat_are_not_played_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

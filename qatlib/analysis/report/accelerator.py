@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ LETTER, LINE = 6.6, 14
 BOUNDS = {
     "mac": "array",
     "vector": "vector unit",
+    "table": "table unit",
     "weights": "weights",
     "sram": "SRAM",
     "dram": "DRAM",
@@ -32,12 +34,14 @@ CAUSES = {
     "sram": "SRAM",
     "dram": "DRAM",
     "weights": "weights",
+    "table": "a table",
     "dependency": "another op",
     "launch": "start of an op",
 }
 UNITS = {
     "array": "MAC array",
     "vector": "vector unit",
+    "table": "table unit",
     "resize": "resize unit",
     "warp": "warp unit",
     "dma": "copies of weights",
@@ -64,14 +68,16 @@ class Accelerator:
 def accelerator(performance: Performance) -> Accelerator:
     cycles = performance["cycles"] or 1
     used = {op["bound"] for op in performance["ops"]}
+    tables = any(row["unit"] == "table" for row in performance["units"])
+    causes = {cause: words for cause, words in CAUSES.items() if cause != "table" or tables}
     return Accelerator(
         facts=_facts(performance),
         roofline=roofline(performance),
         timeline=timeline(performance),
         bounds=[(f"b-{bound}", words) for bound, words in BOUNDS.items() if bound in used],
-        causes=list(CAUSES.values()),
+        causes=list(causes.values()),
         units=[
-            (UNITS[row["unit"]], row["busy"] / cycles, [row[cause] / cycles for cause in CAUSES])
+            (UNITS[row["unit"]], row["busy"] / cycles, [row[cause] / cycles for cause in causes])
             for row in performance["units"]
             if row["busy"]
         ],
@@ -251,7 +257,7 @@ def timeline(performance: Performance) -> Markup:
         parts.append(f'<text x="{LEFT + 42}" y="{base - ROW / 2 + 4:.1f}" text-anchor="end">{title}</text>')
         parts.append(f'<line class="grid" x1="{x(0):.1f}" x2="{right}" y1="{base}" y2="{base}"/>')
         if name == "ops":
-            parts += [_op_bar(op, x, base) for op in performance["ops"] if op["latency_us"]]
+            parts += _op_bars([op for op in performance["ops"] if op["latency_us"]], x, base)
         elif name == "SRAM taken":
             steps = [(op["start_us"], op["sram_live_bytes"]) for op in performance["ops"] if op["latency_us"]]
             parts.append(_area(steps, total, performance["sram_size_bytes"], x, base, "taken"))
@@ -262,14 +268,25 @@ def timeline(performance: Performance) -> Markup:
     return _svg("timeline", height, label, parts)
 
 
-def _op_bar(op: Mapping[str, Any], x: Callable[[float], float], base: float) -> str:
+def _op_bars(ops: Sequence[Mapping[str, Any]], x: Callable[[float], float], base: float) -> Iterator[str]:
+    """Two ops that start at once stand one above the other, half as high."""
+    starts = Counter(op["start_us"] for op in ops)
+    seen = set[float]()
+    for op in ops:
+        start = op["start_us"]
+        height = ROW / starts[start]
+        yield _op_bar(op, x, base - (0 if start in seen else ROW - height), height)
+        seen.add(start)
+
+
+def _op_bar(op: Mapping[str, Any], x: Callable[[float], float], base: float, high: float) -> str:
     start, end = x(op["start_us"]), x(op["start_us"] + op["latency_us"])
     return Markup('<rect class="b-{}" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>').format(
         op["bound"],
         f"{start:.2f}",
-        base - ROW,
+        f"{base - high:g}",
         f"{max(0.4, end - start - 0.6):.2f}",
-        ROW,
+        f"{high:g}",
         f"{op['op']}: {op['latency_us']:.4g} µs, limited by: {BOUNDS.get(op['bound'], op['bound'])}",
     )
 

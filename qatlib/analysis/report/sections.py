@@ -176,7 +176,7 @@ def study_tables(study: Study) -> list[OpTable]:
 
 
 def perf_table(performance: Mapping[str, Any]) -> OpTable:
-    total = sum(float(op["latency_us"]) for op in performance["ops"])
+    total = float(performance["latency_us"])
     wide = any(op["int16_cycles"] for op in performance["ops"])
     return OpTable(
         anchor="performance",
