@@ -109,6 +109,8 @@ def _best(job: Job, objective: Objective) -> Choice:
     policies = list(reversed(_POLICIES[: level + 1]))
     if objective != "latency":
         policies += [replace(policy, saves="bytes") for policy in policies]
+    if job.target.sram.bank_bytes is not None:
+        policies += [replace(policy, spread=True) for policy in policies]
     if job.joining:
         policies += [replace(policy, joins=False) for policy in policies]
     found = [choice for policy in policies if (choice := make(job, policy)).allowed]

@@ -7,10 +7,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
+from qatlib.compiler.banks import Lay
 from qatlib.compiler.hardware import fill, pieces
 from qatlib.compiler.target import Target
 from qatlib.compiler.tasks import Task
-from qatlib.compiler.traffic import Traffic, bus_cycles, memory_of, move, rate, staging_rate, width
+from qatlib.compiler.traffic import Traffic, bus_cycles, memory_of, move, rate, staging_rate, stream_width
 from qatlib.ops.work import Work
 
 Limit = Literal["mac", "vector", "table", "weights", "sram", "dram"]
@@ -33,6 +34,7 @@ class Timing:
     vector: int
     weight_wait: int
     sram: int
+    banks: int
     dram: int
     limit: Limit
     slack: int
@@ -43,14 +45,22 @@ class Timing:
     next_slice: int
 
 
-def time(task: Task, target: Target, off: Collection[str], staging: bool = True, slack: float = 0) -> Timing:
-    """What ``task`` takes; for ``off``, ``staging`` and ``slack`` see :func:`.traffic.move`."""
-    moved = move(task, target, off, staging, slack)
+def time(
+    task: Task,
+    target: Target,
+    off: Collection[str],
+    staging: bool = True,
+    slack: float = 0,
+    lay: Lay | None = None,
+) -> Timing:
+    """What ``task`` takes; for ``off``, ``staging``, ``slack`` and ``lay`` see :func:`.traffic.move`."""
+    moved = move(task, target, off, staging, slack, lay)
     held = stages(task, target, moved, off)
     waited = slices(task, target, moved, held.core, slack)
     staged = moved.weights + moved.scales if moved.staged else 0
     least = task.stream.largest if task.stream is not None and staged else 0
-    sram, dram = bus_cycles(target, target.sram, moved.sram), bus_cycles(target, target.dram, moved.dram)
+    bus, dram = bus_cycles(target, target.sram, moved.sram), bus_cycles(target, target.dram, moved.dram)
+    sram = max(bus, moved.banks)
     cycles = max(waited.core, sram, dram)
     mac, vector = held.first.busy * held.blocks, held.last.busy * held.blocks
     if task.engine == "vector":
@@ -74,6 +84,7 @@ def time(task: Task, target: Target, off: Collection[str], staging: bool = True,
         vector=_whole(vector),
         weight_wait=_whole(waited.core - held.core),
         sram=_whole(sram),
+        banks=_whole(sram - bus),
         dram=_whole(dram),
         limit=limit,
         slack=_whole(waited.last),
@@ -141,12 +152,12 @@ def _moving(
     far = task.target.name in off
     sink = memory_of(target, far)
     out_bytes = math.prod(task.cut.ofm) * task.target.element_bytes
-    write = sink.write_latency_cycles + out_bytes * moved.out_burst / width(target, sink)
+    write = sink.write_latency_cycles + out_bytes * moved.out_burst / stream_width(target, sink)
     if task.source is not None:
         away = task.source.name in off
         source = memory_of(target, away)
         in_bytes = math.prod(task.cut.ifm) * task.source.element_bytes
-        read = source.read_latency_cycles + in_bytes * moved.in_burst / width(target, source)
+        read = source.read_latency_cycles + in_bytes * moved.in_burst / stream_width(target, source)
         far = away if read >= write else far
     return read, write, "dram" if far else "sram"
 

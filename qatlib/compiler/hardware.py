@@ -259,6 +259,17 @@ class Memory(Strict):
     outstanding_writes: PositiveInt | None = None
 
 
+class Banks(Strict):
+    """Equal parts of a memory, each of which gives ``bytes_per_cycle`` to all that fall on it.
+
+    Each has a range of addresses of its own or, with ``interleave_bytes``, so many bytes in turn.
+    """
+
+    count: Annotated[int, Field(ge=2, le=256)]
+    bytes_per_cycle: Rate
+    interleave_bytes: Extent | None = None
+
+
 class Sram(Memory):
     """On-chip memory; ``alignment`` is in bytes and holds for the DRAM arena as well.
 
@@ -269,6 +280,12 @@ class Sram(Memory):
     bytes_per_cycle: Rate
     alignment: Annotated[int, Field(ge=4, le=4096)]
     holds_boundary: bool = True
+    banks: Banks | None = None
+
+    @property
+    def bank_bytes(self) -> int | None:
+        """Addresses of one bank; None if banks have none of their own."""
+        return None if self.banks is None or self.banks.interleave_bytes else self.bytes // self.banks.count
 
     @model_validator(mode="after")
     def _whole_lines(self) -> Self:
@@ -278,6 +295,11 @@ class Sram(Memory):
             raise ValueError(f"bytes is {self.bytes}; it must be a multiple of alignment ({self.alignment})")
         if self.burst_bytes > self.bytes:
             raise ValueError(f"burst_bytes is {self.burst_bytes}; it must not exceed bytes ({self.bytes})")
+        if self.banks is not None:
+            count, piece = self.banks.count, self.banks.interleave_bytes or self.alignment
+            if self.bytes % (count * piece):
+                what = "interleave_bytes" if self.banks.interleave_bytes else "alignment"
+                raise ValueError(f"bytes is {self.bytes}, which is not {count} banks of whole {what} ({piece})")
         return self
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 
+from qatlib.compiler.banks import Lay
 from qatlib.compiler.cycles import Timing, time
 from qatlib.compiler.options import DEFAULTS, CompileOptions
 from qatlib.compiler.plays import Plays
@@ -25,14 +26,22 @@ class Timer:
         self._found: dict[tuple[object, ...], Timing] = {}
         self._tasks: dict[int, Task] = {}  # a task that is remembered must keep its id
 
-    def time(self, task: Task, target: Target, off: Collection[str], staging: bool = True, slack: float = 0) -> Timing:
+    def time(
+        self,
+        task: Task,
+        target: Target,
+        off: Collection[str],
+        staging: bool = True,
+        slack: float = 0,
+        lay: Lay | None = None,
+    ) -> Timing:
         """See :func:`.cycles.time`; always of the same ``target``."""
         self._tasks[id(task)] = task
         away = tuple(at.name in off for at in (task.target, *task.inputs))
         staged = staging and bool(task.weights)
-        key = (id(task), away, staged, slack if staged else 0)
+        key = (id(task), away, staged, slack if staged else 0, lay)
         if key not in self._found:
-            self._found[key] = time(task, target, off, staging, slack)
+            self._found[key] = time(task, target, off, staging, slack, lay)
         return self._found[key]
 
 

@@ -16,8 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qatlib.compiler.cycles import Timing
 from qatlib.compiler.job import Job, describe
+from qatlib.compiler.lays import lays
 from qatlib.compiler.lifetimes import Buffer, joined, lifetimes
 from qatlib.compiler.placement import GREEDY, Placement, Policy, place, time_all
+from qatlib.compiler.spread import Spread
 from qatlib.compiler.steps import Step
 from qatlib.compiler.streams import addresses, encoded_only
 from qatlib.compiler.target import Target
@@ -125,7 +127,7 @@ def plan(job: Job, policy: Policy = GREEDY) -> MemoryPlan:
         inside["rows" if name in rows else "sram" if name in kept else "dram"].append(buffer)
     scratch = [one for _, _, one in held]
     offsets: dict[Arena, dict[str, int]] = {arena: pack(members, None)[0] for arena, members in inside.items()}
-    sram = offsets["sram"] = pack([*inside["sram"], *scratch], job.target.sram.bytes)[0]
+    sram = offsets["sram"] = _packed(job, [*inside["sram"], *scratch], policy)
     places = {
         name: Place(
             buffer=buffer.name, arena=arena, offset=offsets[arena][buffer.name] + at, size=buffer.size - at,
@@ -154,11 +156,21 @@ def plan(job: Job, policy: Policy = GREEDY) -> MemoryPlan:
     )
 
 
+def _packed(job: Job, buffers: Sequence[Buffer], policy: Policy) -> dict[str, int]:
+    """Offsets in the SRAM, which are known to exist; in banks of their own only if all fit that way too."""
+    size = job.target.sram.bytes
+    if policy.spread and job.target.sram.bank_bytes:
+        found, left = pack(buffers, size, Spread(job, buffers))
+        if not left:
+            return found
+    return pack(buffers, size)[0]
+
+
 def time_plan(job: Job, memory: MemoryPlan) -> list[tuple[Timing, ...]]:
     """Timings of the passes of every step that has something to do, where ``memory`` has the maps."""
     staged, off = memory.staged, memory.off_chip | job.constants
     staging = {at for at, step in enumerate(job.steps) if step.op.name in staged}
-    return time_all(job, off, staging, memory.joined)
+    return time_all(job, off, staging, memory.joined, lays(job, memory))
 
 
 _Held = tuple[int, Literal["weights", "rows"], Buffer]
@@ -232,13 +244,15 @@ def constants(program: Program) -> set[str]:
     return {op.output for op in program.ops if op.kind == "constant"}
 
 
-def pack(buffers: Iterable[Buffer], capacity: int | None) -> tuple[dict[str, int], tuple[Buffer, ...]]:
+def pack(
+    buffers: Iterable[Buffer], capacity: int | None, spread: Spread | None = None
+) -> tuple[dict[str, int], tuple[Buffer, ...]]:
     """Offsets of the buffers that fit below ``capacity`` bytes (None: no limit), and the buffers that do not."""
     placed: list[tuple[int, Buffer]] = []
     left: list[Buffer] = []
     for buffer in sorted(buffers, key=lambda b: (-b.size, b.start, b.name)):
         taken = sorted((offset, offset + other.size) for offset, other in placed if other.meets(buffer))
-        offset = _best_gap(taken, buffer.size, capacity)
+        offset = spread.offset(buffer, placed, taken) if spread else _best_gap(taken, buffer.size, capacity)
         if offset is None:
             left.append(buffer)
         else:

@@ -36,9 +36,9 @@ class OpEstimate:
     ``unit`` is "view" for an op that shares its inputs' bytes, "weights" for a constant, whose bytes its readers
     pay for, and "host" for what the host runs; these cost nothing here. ``block`` are rows, columns and channels of
     the outputs that are computed at a time. ``mac_cycles``, ``vector_cycles``, ``sram_cycles`` and ``dram_cycles`` are
-    what each part is busy, ``wait_cycles`` what the core waits for staged weights. ``weight_bytes`` are the weights
-    as stored, ``plain_weight_bytes`` in the width of their dtype, ``utilization`` MACs over what the array could have
-    done in the op's cycles at the op's dtype.
+    what each part is busy, ``bank_cycles`` those of the SRAM for which its banks alone are busy, ``wait_cycles`` what
+    the core waits for staged weights. ``weight_bytes`` are the weights as stored, ``plain_weight_bytes`` in the width
+    of their dtype, ``utilization`` MACs over what the array could have done in the op's cycles at the op's dtype.
 
     The op runs from ``start_us`` on. ``compute_us`` is what the busier of the units that compute works,
     ``load_store_us`` the busier of the two buses; both go on at once, so that the shares of the op's latency need not
@@ -63,6 +63,7 @@ class OpEstimate:
     vector_cycles: int = 0
     wait_cycles: int = 0
     sram_cycles: int = 0
+    bank_cycles: int = 0
     dram_cycles: int = 0
     launch_cycles: int = 0
     cycles: int = 0
@@ -296,6 +297,7 @@ def _row(job: Job, at: int, timings: Sequence[Timing], played: OpTime) -> OpEsti
         vector_cycles=total("vector"),
         wait_cycles=total("weight_wait"),
         sram_cycles=total("sram"),
+        bank_cycles=total("banks"),
         dram_cycles=total("dram"),
         launch_cycles=target.launch_cycles,
         cycles=cycles,

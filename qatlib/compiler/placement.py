@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from qatlib.compiler.banks import Lay
 from qatlib.compiler.cycles import Timing
 from qatlib.compiler.hardware import fill
 from qatlib.compiler.job import Job
@@ -35,6 +36,8 @@ class Cascade:
 class Policy:
     """What the SRAM may be used for, and what its use should save: ``cycles`` or ``bytes`` of the DRAM.
 
+    With ``spread``, what a step uses lies in different banks where they are free.
+
     A search overrules single choices by name: weights of ops that are not ``unstaged``, maps that pass row by row
     (``streamed``) or do not (``whole``), that leave the SRAM (``evicted``) or come before all others (``favoured``).
     """
@@ -43,6 +46,7 @@ class Policy:
     staging: bool = True
     cascades: bool = True
     joins: bool = True
+    spread: bool = False
     saves: Literal["cycles", "bytes"] = "cycles"
     unstaged: frozenset[str] = frozenset()
     streamed: frozenset[str] = frozenset()
@@ -64,18 +68,22 @@ class Placement:
 
 
 def time_all(
-    job: Job, off: Collection[str], staging: Collection[int], idle: Collection[str] = ()
+    job: Job,
+    off: Collection[str],
+    staging: Collection[int],
+    idle: Collection[str] = (),
+    lays: Sequence[Lay | None] | None = None,
 ) -> list[tuple[Timing, ...]]:
     """Timings of every step's passes; in the steps of ``staging``, weights that are read more than once are staged.
 
-    The ops in ``idle`` have nothing to do.
+    The ops in ``idle`` have nothing to do. ``lays`` are the places of each step's streams, if there is a plan.
     """
     found: list[tuple[Timing, ...]] = []
     slack = 0.0
     for i, passes in enumerate(job.passes):
         row = []
         for task in passes if job.steps[i].op.name not in idle else ():
-            row.append(job.timer.time(task, job.target, off, i in staging, slack))
+            row.append(job.timer.time(task, job.target, off, i in staging, slack, lays[i] if lays else None))
             slack = row[-1].slack
         found.append(tuple(row))
     return found

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
+from qatlib.compiler.banks import Lay
 from qatlib.compiler.cycles import Slices, Stage, Stages, slices, stages
 from qatlib.compiler.simulate import Pipeline
 from qatlib.compiler.spans import UNITS, Unit
@@ -40,6 +41,7 @@ class Plays:
         staging: bool,
         slack: float,
         late: Callable[[float], float],
+        lay: Lay | None = None,
     ) -> tuple[Pipeline, Traffic]:
         """``task`` with its core at cycle 0, and what it moves; see :func:`.traffic.move`.
 
@@ -47,9 +49,9 @@ class Plays:
         """
         self._tasks[id(task)] = task
         staging = staging and bool(task.weights)
-        key = (id(task), *(at.name in off for at in (task.target, *task.inputs)), staging, slack if staging else 0)
+        key = (id(task), *(at.name in off for at in (task.target, *task.inputs)), staging, slack if staging else 0, lay)
         if key not in self._moved:
-            self._moved[key] = move(task, target, off, staging, slack)
+            self._moved[key] = move(task, target, off, staging, slack, lay)
         moved = self._moved[key]
         arrival = late(moved.early) if moved.staged else 0.0
         key = (*key, round(arrival, 6))
@@ -60,20 +62,24 @@ class Plays:
             self._found[key].run()
         return self._found[key], moved
 
-    def pair(self, tasks: tuple[Task, Task], target: Target, off: Collection[str]) -> tuple[Pipeline, Pipeline]:
+    def pair(
+        self, tasks: tuple[Task, Task], target: Target, off: Collection[str], lays: tuple[Lay | None, Lay | None]
+    ) -> tuple[Pipeline, Pipeline]:
         """Two tasks of different units, without weights, whose cores start at cycle 0 and which share the buses."""
         self._tasks |= {id(task): task for task in tasks}
-        key = tuple((id(task), *(at.name in off for at in (task.target, *task.inputs))) for task in tasks)
+        away = (tuple(at.name in off for at in (task.target, *task.inputs)) for task in tasks)
+        key = (*map(id, tasks), *away, *lays)
         if key not in self._pairs:
-            one, other = (self._alone(task, target, off) for task in tasks)
+            one, other = (_alone(task, target, off, lay) for task, lay in zip(tasks, lays, strict=True))
             play_together(one, other)
             self._pairs[key] = one, other
         return self._pairs[key]
 
-    def _alone(self, task: Task, target: Target, off: Collection[str]) -> Pipeline:
-        moved = move(task, target, off, staging=False, slack=0)
-        held = several_as_one(stages(task, target, moved, off))
-        return Pipeline((task.unit, "vector"), target, moved, held, Slices(held.core, held.core), 0.0)
+
+def _alone(task: Task, target: Target, off: Collection[str], lay: Lay | None) -> Pipeline:
+    moved = move(task, target, off, staging=False, slack=0, lay=lay)
+    held = several_as_one(stages(task, target, moved, off))
+    return Pipeline((task.unit, "vector"), target, moved, held, Slices(held.core, held.core), 0.0)
 
 
 def play_together(one: Pipeline, other: Pipeline) -> None:

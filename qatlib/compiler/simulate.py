@@ -290,7 +290,7 @@ def _per_block(target: Target, moved: Traffic, count: int) -> dict[tuple[Bus, Wa
     )
     for bus, memory, channels in buses:
         total, written = sum(channels.values()), channels.get("write", 0.0)
-        cycles = bus_cycles(target, memory, channels)
+        cycles = max(bus_cycles(target, memory, channels), moved.banks if bus == "sram" else 0.0)
         ways: tuple[tuple[Way, float], ...] = (("read", total - written), ("write", written))
         for way, size in ways:
             found[bus, way] = (cycles * size / total / count, size / count) if total else (0.0, 0.0)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from qatlib.compiler.beside import pairs
 from qatlib.compiler.cycles import Timing
 from qatlib.compiler.job import Job
+from qatlib.compiler.lays import lays
 from qatlib.compiler.memory import MemoryPlan
 from qatlib.compiler.placement import live_bytes
 from qatlib.compiler.plays import Plays, units_of
@@ -149,7 +150,7 @@ class _Player:
 
     def __init__(self, job: Job, plan: MemoryPlan, plays: Plays) -> None:
         self._job, self._plan, self._plays = job, plan, plays
-        self._off, self._staged = plan.off_chip | job.constants, plan.staged
+        self._off, self._staged, self._lays = plan.off_chip | job.constants, plan.staged, lays(job, plan)
         self.clock, self._open, self._slack = 0, 0.0, 0.0
 
     def steps(self, timings: Sequence[Sequence[Timing]]) -> Iterator[_Step]:
@@ -167,7 +168,8 @@ class _Player:
         """Play two steps at once; weights of the next may lie where ``at`` reads or writes, and wait for it."""
         job, start = self._job, self.clock
         now = float(start + job.target.launch_cycles)
-        both = self._plays.pair((job.passes[at][0], job.passes[mate][0]), job.target, self._off)
+        tasks, places = (job.passes[at][0], job.passes[mate][0]), (self._lays[at], self._lays[mate])
+        both = self._plays.pair(tasks, job.target, self._off, places)
         ends = [math.ceil(round(now + task.cycles, 6)) for task in both]
         self.clock, self._slack = max(ends), slack
         self._open = max(now + both[0].cycles, now + both[1].last_from)
@@ -181,7 +183,7 @@ class _Player:
         now = float(self.clock + target.launch_cycles)
         for task, timing in zip(self._job.passes[at], timings, strict=True):
             late = partial(self._late, now)
-            played, moved = self._plays.play(task, target, self._off, staging, self._slack, late)
+            played, moved = self._plays.play(task, target, self._off, staging, self._slack, late, self._lays[at])
             copy = None
             if moved.staged:
                 took = moved.early / staging_rate(target)

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from qatlib.compiler.banks import WEIGHTS, Lay, bank_cycles
 from qatlib.compiler.hardware import Channel, Dram, Memory, fill, pieces
 from qatlib.compiler.target import Target
 from qatlib.compiler.tasks import Map, Task
@@ -22,6 +23,7 @@ class Traffic:
 
     ``in_burst`` and ``out_burst`` are bytes moved for one that is asked for. ``weights`` are the compressed weights of
     the whole task; if they are ``staged``, ``early`` of them arrive under the task before and are charged to no bus.
+    ``banks`` are cycles for which those of the SRAM are busy, if each has addresses of its own.
     """
 
     sram: Mapping[Channel, float]
@@ -32,19 +34,27 @@ class Traffic:
     scales: int
     staged: bool
     early: float
+    banks: float = 0.0
 
 
-def move(task: Task, target: Target, off: Collection[str], staging: bool, slack: float) -> Traffic:
+def move(
+    task: Task, target: Target, off: Collection[str], staging: bool, slack: float, lay: Lay | None = None
+) -> Traffic:
     """What ``task`` moves where the values in ``off`` live off chip and others in the SRAM.
 
     Weights that are read more than once are staged in the SRAM if ``staging`` allows; ``slack`` are the cycles of the
-    task before under which they can already arrive.
+    task before under which they can already arrive. ``lay`` says where in the SRAM all that is; without it each map is
+    taken to have banks of its own.
     """
     work, cut = task.work, task.cut
     buses: dict[bool, dict[Channel, float]] = {False: defaultdict(float), True: defaultdict(float)}
 
+    streams: dict[str, float] = defaultdict(float)
+
     def use(at: Map, channel: Channel, amount: float) -> None:
         buses[at.name in off][channel] += amount
+        if at.name not in off:
+            streams[at.name] += amount
 
     rows, columns, channels = work.ofm
     areas = pieces(rows, cut.ofm[0]) * pieces(columns, cut.ofm[1])
@@ -74,9 +84,11 @@ def move(task: Task, target: Target, off: Collection[str], staging: bool, slack:
             buses[True]["dma"] += weights - early
             buses[False]["write"] += weights - early
             buses[False]["weights"] += weights * areas
+            streams[WEIGHTS] += weights - early + weights * areas
         else:
             buses[True]["weights"] += weights * areas
-    return Traffic(buses[False], buses[True], in_burst, out_burst, weights, scales, staged, early)
+    banks = bank_cycles(target, streams, lay)
+    return Traffic(buses[False], buses[True], in_burst, out_burst, weights, scales, staged, early, banks)
 
 
 def _read(task: Task, target: Target, areas: int) -> float:
@@ -130,8 +142,20 @@ def memory_of(target: Target, off: bool) -> Memory:
 
 
 def width(target: Target, memory: Memory) -> float:
-    """Bytes a cycle of a memory's bus."""
-    return target.dram_bytes_per_cycle if isinstance(memory, Dram) else target.sram.bytes_per_cycle
+    """Bytes a cycle of a memory's bus, or of all its banks if those are slower."""
+    if isinstance(memory, Dram):
+        return target.dram_bytes_per_cycle
+    banks = target.sram.banks
+    most = target.sram.bytes_per_cycle
+    return most if banks is None else min(most, banks.count * banks.bytes_per_cycle)
+
+
+def stream_width(target: Target, memory: Memory) -> float:
+    """Bytes a cycle of what lies together: it is in one bank at a time, if banks have ranges of addresses."""
+    most = width(target, memory)
+    if isinstance(memory, Dram) or target.sram.banks is None or target.sram.bank_bytes is None:
+        return most
+    return min(most, target.sram.banks.bytes_per_cycle)
 
 
 _SHARE = 0.8
@@ -154,7 +178,8 @@ def rate(target: Target, memory: Memory, channel: Channel) -> float:
 
 def staging_rate(target: Target) -> float:
     """Bytes a cycle at which weights are copied into the SRAM."""
-    return min(rate(target, target.dram, "dma"), rate(target, target.sram, "write"))
+    sram = min(rate(target, target.sram, "write"), stream_width(target, target.sram))
+    return min(rate(target, target.dram, "dma"), sram)
 
 
 def bus_cycles(target: Target, memory: Memory, moved: Mapping[Channel, float]) -> float:

@@ -36,6 +36,10 @@ def _tables(**more: Any) -> dict[str, Any]:
     return {"lookups_per_cycle": {"int8": 4}, **more}
 
 
+def _interleaved(size: int) -> dict[str, Any]:
+    return {"count": 2, "bytes_per_cycle": 8, "interleave_bytes": size}
+
+
 def test_shipped_targets_load_by_name_and_by_path() -> None:
     own, arm = ("bayes-like", "bernoulli-like", "nash-like"), ("u55-256", "u85-256", "u85-512")
     assert shipped_targets() == (*own[:2], *(f"ethos-{name}-like" for name in arm), own[2])
@@ -112,6 +116,25 @@ def test_hostile_yaml_is_one_line(tmp_path: Path, content: str | bytes, says: st
         ("sram.bytes_per_cycle", 0, "sram.bytes_per_cycle"),
         ("sram.alignment", 24, "power of two"),
         ("sram.alignment", 2, "sram.alignment"),
+        (
+            "sram.banks",
+            {"count": 0, "bytes_per_cycle": 8},
+            "sram.banks.count: Input should be greater",
+        ),
+        (
+            "sram.banks",
+            {"count": 4096, "bytes_per_cycle": 8},
+            "sram.banks.count: Input should be less than",
+        ),
+        ("sram.banks", {"count": 2}, "sram.banks.bytes_per_cycle: Field required"),
+        (
+            "sram.banks",
+            {"count": 2, "bytes_per_cycle": 0},
+            "sram.banks.bytes_per_cycle: Input should be",
+        ),
+        ("sram.banks", {"count": 3, "bytes_per_cycle": 8}, "which is not 3 banks of whole alignment (16)"),
+        ("sram.banks", _interleaved(0), "sram.banks.interleave_bytes: Input should be greater than 0, not 0"),
+        ("sram.banks", _interleaved(48), "which is not 2 banks of whole interleave_bytes (48)"),
         ("dram.bytes_per_s", 0, "dram.bytes_per_s"),
         ("dram.read_latency_cycles", -1, "dram.read_latency_cycles"),
         ("dram.latency_cycles", 10, "dram.latency_cycles: unknown key"),
