@@ -121,7 +121,7 @@ class Emulator:
         parts = self._parts.setdefault(op.name, {})
         if part.key not in parts:
             ranges = [self._ranges[name] for name, need in zip(op.inputs, part.needs, strict=True) if need is not None]
-            consts = {op.consts[role]: tensor for role, tensor in part.consts.items()}
+            consts = {op.consts[role]: tensor for role, tensor in part.consts().items()}
             program = replace(self.program, constants={**self.program.constants, **consts})
             operator = BY_KIND[op.kind]
             parts[part.key] = operator.kernel(replace(op, attrs=part.attrs or op.attrs), program, ranges)

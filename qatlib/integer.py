@@ -177,7 +177,11 @@ class Requantizer:
         return self._swept((a, b), overwrite=False, multiply=True)
 
     def _swept(self, terms: Sequence[Tensor], overwrite: bool, multiply: bool) -> Tensor:
-        shape = np.broadcast_shapes(*(tuple(t.shape) for t in terms))
+        shape: tuple[int, ...] = tuple(terms[0].shape)
+        if any(term.shape != shape for term in terms[1:]):
+            shape = np.broadcast_shapes(*(tuple(term.shape) for term in terms))
+        if math.prod(shape) <= _CHUNK:
+            return self._at_once(terms, multiply)
         terms = [t.expand(shape) for t in terms]
         factors = [f.expand(shape) for f in self.factors]
         out = terms[0] if overwrite else torch.empty_like(terms[0], dtype=torch.float32)
@@ -195,6 +199,15 @@ class Requantizer:
             # What float32 rounds here is beyond 2^24, and so beyond the limits of any code.
             out.narrow(axis, start, size).copy_(total.round_()).clamp_(self.lo, self.hi)
         return out
+
+    def _at_once(self, terms: Sequence[Tensor], multiply: bool) -> Tensor:
+        """The same of one piece: where there is little to compute, cutting it takes longer than that."""
+        first, *second = self.factors
+        a, *other = (term.double() for term in terms)
+        total = a * other[0] * first if multiply else a * first
+        if second:
+            total = torch.addcmul(total, other[0], second[0])
+        return total.round_().clamp_(self.lo, self.hi).float()
 
 
 def pieces(x: Tensor) -> Iterator[tuple[int, int, int]]:

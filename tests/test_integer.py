@@ -10,7 +10,8 @@ import torch
 from qatlib import integer
 from qatlib.errors import ProgramError
 from qatlib.factors import fused_factors
-from qatlib.integer import Geometry, Requantizer, convolve, exact_kernels, power_of_two
+from qatlib.integer import EXACT_FLOAT32, Geometry, Requantizer, convolve, exact_kernels, power_of_two
+from qatlib.ops.accumulator import _splits
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
@@ -55,6 +56,20 @@ def test_factors_of_an_addend_by_the_contract(r1: float, r2: float, bits: int) -
     assert m1 == round(r1 * 2**n)
     full = 2 ** (bits - 1) <= m1 < 2**bits
     assert full or (m1 < 2 ** (bits - 1) and r2 * 2 ** (n + 1) >= 2**31 - 0.5), "fewer bits only where r2 asks for it"
+
+
+@pytest.mark.parametrize("channels", [1, 70, 300, 700, 900])
+def test_chunks_of_channels_are_the_longest_that_are_exact(channels: int) -> None:
+    generator = torch.Generator().manual_seed(channels)
+    magnitude = torch.randint(0, 129, (5, channels), generator=generator)
+    largest, found = 2**11, []
+    for channel in range(channels):
+        longer = magnitude[:, channel - (found[-1] if found else 0) : channel + 1]
+        if not found or int(longer.sum(1).max()) * largest >= EXACT_FLOAT32:
+            found.append(0)
+        found[-1] += 1
+    assert _splits(magnitude, largest, True) == (tuple(found) if len(found) <= max(1, min(8, channels // 64)) else ())
+    assert _splits(magnitude, largest, False) == (tuple(found) if len(found) == 1 else ())
 
 
 def test_powers_of_two() -> None:

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qatlib.compiler.memory import MemoryPlan
@@ -24,6 +26,7 @@ POISON = 0x81
 _NOBODY = -1
 TORCH_DTYPE = {"int8": torch.int8, "int16": torch.int16, "int32": torch.int32}
 Memory = Literal["sram", "dram"]
+_Array = NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -78,19 +81,18 @@ class Machine:
         self._bytes = {m: torch.full((peak * batch,), POISON, dtype=torch.uint8) for m, peak in peaks.items()}
         self._number = torch.int16 if len(self._names) < 1 << 15 else torch.int32
         self._owner = {m: torch.full((peak * batch,), _NOBODY, dtype=self._number) for m, peak in peaks.items()}
-        self._row_ids = torch.arange(len(self._names), dtype=self._number).view(-1, 1, 1)
-        self._views: dict[str, tuple[Tensor, Tensor]] = {}
+        self._row_ids = torch.arange(len(self._names), dtype=self._number).view(-1, 1, 1).numpy()
+        self._views: dict[str, tuple[_Array, _Array]] = {}  # of NumPy, whose views cost a fraction of torch's
 
     def write(self, name: str, codes: Tensor, box: Box | None = None) -> None:
-        """Store integers of ``box`` of value ``name``, or of all of it."""
-        at = self._index(name, box)
+        """Store ``codes``, integers in any dtype, of ``box`` of value ``name``, or of all of it."""
+        at, (data, owner) = self._index(name, box), self._window(name)
         for rows, part in self._pieces(name, at):
-            data, owner = self._window(name)
             target = data[part]
             piece = codes if rows is None else codes[:, :, slice(*rows)]
             if piece.shape != target.shape:
                 raise self._broken(name, f"gets {list(piece.shape)} elements for {list(target.shape)}")
-            target.copy_(piece)
+            target[...] = piece.numpy()
             owner[part] = self._ids(name, at, rows)
 
     def read(self, name: str, box: Box | None = None) -> Tensor:
@@ -98,16 +100,14 @@ class Machine:
 
         What comes back may be a view: it is to be copied before anything is written.
         """
-        at = self._index(name, box)
+        at, (data, owner) = self._index(name, box), self._window(name)
         found = []
         for rows, part in self._pieces(name, at):
-            data, owner = self._window(name)
-            ids = self._ids(name, at, rows)
-            foreign = owner[part] != ids
-            if bool(foreign.any()):
+            foreign = owner[part] != self._ids(name, at, rows)
+            if foreign.any():
                 raise self._stranger(name, at, rows, owner[part], foreign)
             found.append(data[part])
-        return found[0] if len(found) == 1 else torch.cat(found, 2)
+        return torch.from_numpy(found[0] if len(found) == 1 else np.concatenate(found, 2))
 
     def stage(self, op: str, offset: int, weights: Tensor) -> None:
         """Store bytes of an op's weights from ``offset`` of the plan on; all samples share them."""
@@ -160,7 +160,7 @@ class Machine:
             row += count
         return found
 
-    def _ids(self, name: str, at: tuple[slice, ...], rows: tuple[int, int] | None) -> int | Tensor:
+    def _ids(self, name: str, at: tuple[slice, ...], rows: tuple[int, int] | None) -> int | _Array:
         """Owners of a piece: one, or one per row, to be compared with bytes ``[N, C, rows, W, bytes]``."""
         while name in self._shown:
             name = self._shown[name]
@@ -170,10 +170,11 @@ class Machine:
         start = at[2].indices(self._values[name].shape[2])[0]
         return self._row_ids[first + start + rows[0] : first + start + rows[1]]
 
-    def _window(self, name: str) -> tuple[Tensor, Tensor]:
+    def _window(self, name: str) -> tuple[_Array, _Array]:
         """Elements of value ``name`` with its shape, and the owners of their bytes along one more axis."""
         if name not in self._views:
-            self._views[name] = self._placed(name)
+            data, owner = self._placed(name)
+            self._views[name] = data.numpy(), owner.numpy()
         return self._views[name]
 
     def _placed(self, name: str) -> tuple[Tensor, Tensor]:
@@ -202,9 +203,9 @@ class Machine:
     # -- what went wrong -------------------------------------------------------------------------------------------
 
     def _stranger(
-        self, name: str, at: tuple[slice, ...], rows: tuple[int, int] | None, owner: Tensor, foreign: Tensor
+        self, name: str, at: tuple[slice, ...], rows: tuple[int, int] | None, owner: _Array, foreign: NDArray[np.bool_]
     ) -> CompileError:
-        *place, byte = foreign.nonzero()[0].tolist()
+        *place, byte = (int(i) for i in np.argwhere(foreign)[0])
         number = int(owner[(*place, byte)])
         element = [(span.start or 0) + i for span, i in zip(at, place, strict=True)]
         if rows is not None:

@@ -58,7 +58,7 @@ class Runner:
         if self._values[name].qtype.is_float or name in self._job.constants:
             self._elsewhere[name] = carrier
         else:
-            self._machine.write(name, self._emulator.narrow(name, carrier), box)
+            self._machine.write(name, carrier, box)
 
     def get(self, name: str) -> Tensor:
         if name in self._elsewhere:

@@ -107,12 +107,10 @@ def _splits(magnitude: Tensor, largest: int, splittable: bool) -> tuple[int, ...
     per_channel = channels.cpu().numpy() * largest
     if per_channel.max() >= EXACT_FLOAT32:
         return ()
-    starts, running = [0], np.zeros_like(per_channel[:, 0])
-    for channel in range(per_channel.shape[1]):
-        running = running + per_channel[:, channel]
-        if running.max() >= EXACT_FLOAT32:
-            starts.append(channel)
-            running = per_channel[:, channel]
-            if len(starts) > at_most:
-                return ()
-    return tuple(np.diff([*starts, per_channel.shape[1]]).tolist())
+    sums, starts = np.pad(per_channel.cumsum(1), ((0, 0), (1, 0))), [0]
+    while starts[-1] < per_channel.shape[1]:
+        if len(starts) > at_most:
+            return ()
+        grown = (sums[:, starts[-1] :] - sums[:, starts[-1], None]).max(0)  # by the number of channels, from 0 on
+        starts.append(starts[-1] + int(np.searchsorted(grown, EXACT_FLOAT32)) - 1)
+    return tuple(np.diff(starts).tolist())

@@ -120,7 +120,11 @@ class Cat(Operator):
                 span = max(start, first) - first, min(stop, end) - first
                 needs.append(Need((*box[:axis], span, *box[axis + 1 :])) if span[0] < span[1] else None)
             read = [i for i, need in enumerate(needs) if need is not None]
-            return Part(tuple(needs), {}, {role: program.constant(op, role)[read] for role in op.consts}, tuple(read))
+
+            def consts() -> dict[str, Tensor]:
+                return {role: program.constant(op, role)[read] for role in op.consts}
+
+            return Part(tuple(needs), {}, consts, tuple(read))
 
         return Regions(image_axes(program.values[op.output]), part)
 

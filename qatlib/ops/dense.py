@@ -178,7 +178,10 @@ class Dense(Operator):
         attrs = op.attrs if attrs is None else attrs
         if span == (0, program.constant(op, "weight").shape[0]) and attrs == op.attrs:
             return Part(needs)
-        consts = {role: program.constant(op, role)[slice(*span)] for role in op.consts}
+
+        def consts() -> dict[str, Tensor]:
+            return {role: program.constant(op, role)[slice(*span)] for role in op.consts}
+
         own = {name: value for name, value in attrs.items() if value != op.attrs.get(name)}
         return Part(needs, attrs, consts, (span, repr(own)))
 

@@ -151,7 +151,7 @@ class Slice(Movement):
             ]
             sizes = [stop - start for start, stop in (reads[axis] for axis in cuts)]
             return Part(
-                (Need(tuple(reads)),), {**op.attrs, "starts": [0] * len(cuts), "stops": sizes}, {}, tuple(sizes)
+                (Need(tuple(reads)),), {**op.attrs, "starts": [0] * len(cuts), "stops": sizes}, key=tuple(sizes)
             )
 
         return Regions(image_axes(program.values[op.output]), part)
@@ -360,7 +360,7 @@ class Take(Movement):
             taken = index[slice(*box[axis])]
             low, high = drawn(taken)
             need = Need((*box[:axis], (low, high), *box[axis + 1 :]))
-            return Part((need,), {**op.attrs, "index": [at - low for at in taken]}, {}, box[axis])
+            return Part((need,), {**op.attrs, "index": [at - low for at in taken]}, key=box[axis])
 
         return Regions(image_axes(program.values[op.output]), part)
 

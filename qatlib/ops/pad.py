@@ -114,7 +114,7 @@ class Pad(Movement):
             reads = tuple(
                 (start - before, stop - before) for (start, stop), (before, _) in zip(box, pairs, strict=True)
             )
-            return Part((Need(reads, op.attrs["value"]),), attrs, {}, ())
+            return Part((Need(reads, op.attrs["value"]),), attrs, key=())
 
         return Regions(axes, part)
 

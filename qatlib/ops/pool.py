@@ -144,8 +144,11 @@ def _pool_regions(op: Op, program: Program, fill: float, roles: Sequence[str] = 
     def part(box: Box) -> Part:
         image = box[2:]
         reads = [window_span(span, *axis) for span, axis in zip(image, geometry, strict=True)]
-        consts = {role: _cropped(x, image) for role, x in varied.items()}
-        return Part((Need((*box[:2], *reads), fill),), attrs, consts, image if consts else ())
+
+        def consts() -> dict[str, Tensor]:
+            return {role: _cropped(x, image) for role, x in varied.items()}
+
+        return Part((Need((*box[:2], *reads), fill),), attrs, consts, image if varied else ())
 
     return Regions(image_axes(program.values[op.output]), part)
 

@@ -31,12 +31,13 @@ class Part:
     """An op for one box of its output.
 
     ``needs`` has one entry per input, None for one that the part does not read. The kernel is that of the op with
-    ``attrs`` and ``consts`` instead of its own; parts of equal ``key`` share it, and None is the op's own kernel.
+    ``attrs`` and what ``consts`` gives instead of its own; parts of equal ``key`` share it, and None is the op's own
+    kernel.
     """
 
     needs: tuple[Need | None, ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
-    consts: Mapping[str, Tensor] = field(default_factory=dict)
+    consts: Callable[[], Mapping[str, Tensor]] = dict
     key: Hashable = None
 
 
@@ -170,7 +171,11 @@ def pointwise(op: Op, program: Program, *roles: str) -> Regions:
         if not sliced:
             return Part(needs)
         start, stop = box[1]
-        return Part(needs, {}, {role: program.constant(op, role)[start:stop] for role in sliced}, (start, stop))
+
+        def consts() -> dict[str, Tensor]:
+            return {role: program.constant(op, role)[start:stop] for role in sliced}
+
+        return Part(needs, {}, consts, (start, stop))
 
     return Regions(image_axes(out), part)
 

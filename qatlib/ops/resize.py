@@ -93,7 +93,10 @@ class ResizeNearest(Operator):
         def part(box: Box) -> Part:
             taken = [row[slice(*span)] for row, span in zip(rows, box[2:], strict=True)]
             reads = [drawn(row.tolist()) for row in taken]
-            consts = {f"index{i}": row - low for i, (row, (low, _)) in enumerate(zip(taken, reads, strict=True))}
+
+            def consts() -> dict[str, Tensor]:
+                return {f"index{i}": row - low for i, (row, (low, _)) in enumerate(zip(taken, reads, strict=True))}
+
             return Part((Need((*box[:2], *reads)),), {}, consts, box[2:])
 
         return Regions(image_axes(program.values[op.output]), part)
@@ -162,7 +165,10 @@ class ResizeLinear(Operator):
         def part(box: Box) -> Part:
             taken = [matrix[slice(*span)] for matrix, span in zip(matrices, box[2:], strict=True)]
             reads = [drawn(matrix.any(0).nonzero().flatten().tolist()) for matrix in taken]
-            consts = {f"weight{i}": m[:, slice(*span)] for i, (m, span) in enumerate(zip(taken, reads, strict=True))}
+
+            def consts() -> dict[str, Tensor]:
+                return {f"weight{i}": m[:, slice(*span)] for i, (m, span) in enumerate(zip(taken, reads, strict=True))}
+
             return Part((Need((*box[:2], *reads)),), {}, consts, box[2:])
 
         return Regions(image_axes(program.values[op.output]), part)

@@ -164,7 +164,7 @@ class Expand(Movement):
             corners = [
                 Need(tuple((0, n if size < 0 else 1) for n, size in zip(v.sizes(), v.shape, strict=True))) for v in like
             ]
-            return Part((Need(broadcast(box, out, x)), *corners), {**op.attrs, "shape": sizes}, {}, tuple(sizes))
+            return Part((Need(broadcast(box, out, x)), *corners), {**op.attrs, "shape": sizes}, key=tuple(sizes))
 
         return Regions(image_axes(out), part)
 
