@@ -14,7 +14,7 @@ from qatlib.compiler.machine import Rolling
 from qatlib.compiler.memory import MemoryPlan
 from qatlib.compiler.placement import rolling_bytes
 from qatlib.compiler.streams import Stream
-from qatlib.compiler.tiles import Tiling, tile
+from qatlib.compiler.tiles import Tiling, strip_block, tile
 from qatlib.ops.region import Box, Part
 from qatlib.program import Op, Program
 
@@ -185,6 +185,7 @@ def _chains(
             row_bytes = columns * depth * stored.element_bytes
             rolling[name] = Rolling(offset, min(rows, size // row_bytes), row_bytes)
             offset += size
-        cut = tuple(tiling for tiling in tilings[first : scratch.last + 1] if tiling is not None)
-        found[first] = Chain(first, scratch.last, cut)
+        cut = ((at, tilings[at]) for at in range(first, scratch.last + 1))
+        strips = tuple(replace(one, block=strip_block(job, at, one)) for at, one in cut if one is not None)
+        found[first] = Chain(first, scratch.last, strips)
     return found, rolling

@@ -90,7 +90,7 @@ class Machine:
         for rows, part in self._pieces(name, at):
             target = data[part]
             piece = codes if rows is None else codes[:, :, slice(*rows)]
-            if piece.shape != target.shape:
+            if piece.shape != target.shape:  # which NumPy would broadcast
                 raise self._broken(name, f"gets {list(piece.shape)} elements for {list(target.shape)}")
             target[...] = piece.numpy()
             owner[part] = self._ids(name, at, rows)
@@ -104,7 +104,7 @@ class Machine:
         found = []
         for rows, part in self._pieces(name, at):
             foreign = owner[part] != self._ids(name, at, rows)
-            if foreign.any():
+            if np.count_nonzero(foreign):
                 raise self._stranger(name, at, rows, owner[part], foreign)
             found.append(data[part])
         return torch.from_numpy(found[0] if len(found) == 1 else np.concatenate(found, 2))

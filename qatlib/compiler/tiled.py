@@ -11,14 +11,12 @@ from qatlib.compiler.job import Job
 from qatlib.compiler.layout import Chain, Layout, Slice
 from qatlib.compiler.machine import Machine
 from qatlib.compiler.streams import damaged
+from qatlib.compiler.tiles import ROWS
 from qatlib.emulator import Emulator
 from qatlib.errors import CompileError, QatError
 from qatlib.integer import exact_kernels, pad
 from qatlib.ops.region import Box, Need, Part
 from qatlib.program import Op, Value
-
-_ROWS = 2
-"""Rows of a map that are made at once where maps pass row by row."""
 
 
 class Runner:
@@ -103,7 +101,7 @@ class Runner:
             phase = 1 if tiling.regions is None else tiling.regions.phases[0]
             while made[at] < until:
                 start = made[at]
-                stop = min(until, start + _ROWS * phase)
+                stop = min(until, start + ROWS * phase)
                 boxes = tiling.strip(start, stop)
                 if at:
                     before = chain.tilings[at - 1]
@@ -132,24 +130,31 @@ class Runner:
 
     def _fetch(self, name: str, need: Need) -> Tensor:
         """A carrier of what a box needs of an input, with its padding."""
-        value = self._values[name]
-        inside, sides = [], []
-        for size, (start, stop) in zip(value.sizes(), need.box, strict=True):
-            low, high = min(max(start, 0), size), max(min(stop, size), 0)
-            high = max(low, high)
-            inside.append((low, high))
-            before = min(max(0, low - start), stop - start)
-            sides.append((before, stop - start - before - (high - low)))
+        value, inside, sides = self._values[name], need.box, None
+        if not all(start >= 0 and stop <= size for size, (start, stop) in zip(value.sizes(), need.box, strict=True)):
+            inside, sides = _clipped(need.box, value.sizes())
         if name in self._elsewhere:
             found = self._elsewhere[name][_index(value, inside)]
         else:
-            found = self._emulator.widen(name, self._machine.read(name, tuple(inside)))
-        return pad(found, sides, need.fill)
+            found = self._emulator.widen(name, self._machine.read(name, inside))
+        return found if sides is None else pad(found, sides, need.fill)
 
 
 def _misstated(op: Op, box: Box, seen: str) -> CompileError:
     fix = f"Correct what {op.kind!r} states of its regions (qatlib/ops)"
     return CompileError("QAT189", op.name, f"gets {seen} for the box {[list(span) for span in box]}", fix)
+
+
+def _clipped(box: Box, sizes: Sequence[int]) -> tuple[Box, Box]:
+    """What of ``box`` lies within ``sizes``, and how much is missing before and behind it."""
+    inside, sides = [], []
+    for size, (start, stop) in zip(sizes, box, strict=True):
+        low = min(max(start, 0), size)
+        high = max(low, min(stop, size))
+        inside.append((low, high))
+        before = min(max(0, low - start), stop - start)
+        sides.append((before, stop - start - before - (high - low)))
+    return tuple(inside), tuple(sides)
 
 
 def _index(value: Value, box: Sequence[tuple[int, int]]) -> tuple[slice, ...]:

@@ -21,6 +21,8 @@ from qatlib.ops.region import Box, Part, Regions, whole
 from qatlib.ops.work import Size
 from qatlib.program import Op, Program
 
+ROWS = 2
+"""Rows of a map that are made at once where maps pass row by row."""
 _SUM_BYTES = 4
 
 
@@ -63,6 +65,20 @@ def tile(job: Job, at: int) -> Tiling | None:
             break
         block = smaller
     return Tiling(op, regions, block, sizes)
+
+
+def strip_block(job: Job, at: int, tiling: Tiling) -> Size:
+    """The block of step ``at``, cut as ``tiling``, where it makes :data:`ROWS` rows: as wide as there is room."""
+    regions, (_, columns, channels) = tiling.regions, tiling.block
+    if regions is None:
+        return tiling.block
+    columns = min(-(-tiling.sizes[3] // regions.phases[1]), job.target.buffers.max_block[1])
+    while columns > 1:
+        box = _largest(regions, tiling.sizes, (ROWS, columns, channels))
+        if _fits(job.passes[at][0], job.program, regions, box, job.target):
+            break
+        columns = -(-columns // 2)
+    return ROWS, columns, channels
 
 
 def check_blocks(job: Job) -> None:

@@ -138,6 +138,21 @@ def test_random_cascades(data: st.DataObject) -> None:
         same(executable, net.feed(data.draw(st.integers(1, 2))))
 
 
+@pytest.mark.parametrize(
+    ("room", "columns"), [(8192, 8), (16 * 9, 8), (16 * 9 - 1, 4), (16 * 6, 4), (16 * 4, 2), (16 * 3, 1)]
+)
+def test_rows_are_cut_where_the_buffers_have_no_room(room: int, columns: int) -> None:
+    """For two rows of 3 by 3 windows over 2 channels there are 16 bytes for a column in the two buffers of inputs."""
+    net = Net()
+    middle = net.conv(net.input((2, 40, 16)), 4)
+    program = net.program(net.conv(middle, 4, 1))
+    executable = compile_model(program, tiny({"sram.bytes": 2048, "buffers.input_bytes": room}))
+    (chain,) = executable._layout.chains.values()
+    assert chain.tilings[0].block[:2] == (2, columns)
+    assert {box[3][1] - box[3][0] for box, _ in chain.tilings[0].strip(4, 6)} == {columns}
+    same(executable, net.feed(2))
+
+
 @pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(st.data())
