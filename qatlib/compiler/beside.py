@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 
 from qatlib.compiler.cycles import Timing
 from qatlib.compiler.job import Job
-from qatlib.compiler.memory import MemoryPlan
+from qatlib.compiler.memory import Draft, MemoryPlan
 
 _Bytes = tuple[str, int, int]
 """Arena, first byte, and the one after the last."""
 
 
-def pairs(job: Job, plan: MemoryPlan, timings: Sequence[Sequence[Timing]]) -> dict[int, int]:
+def pairs(job: Job, plan: MemoryPlan | Draft, timings: Sequence[Sequence[Timing]]) -> dict[int, int]:
     """The step with which each step runs at once, by the earlier of both; steps without timings are passed over."""
     found: dict[int, int] = {}
     last: int | None = None
@@ -27,7 +27,7 @@ def pairs(job: Job, plan: MemoryPlan, timings: Sequence[Sequence[Timing]]) -> di
     return found
 
 
-def _apart(job: Job, plan: MemoryPlan, a: int, b: int) -> bool:
+def _apart(job: Job, plan: MemoryPlan | Draft, a: int, b: int) -> bool:
     """Whether neither writes a byte that the other reads or writes, and no map of theirs passes row by row."""
     reads, writes = ([_bytes(job, plan, names) for names in kind] for kind in _values(job, a, b))
     both = [*reads, *writes]
@@ -41,7 +41,7 @@ def _values(job: Job, *steps: int) -> tuple[list[tuple[str, ...]], list[tuple[st
     return [op.inputs for op in ops], [(op.output,) for op in ops]
 
 
-def _bytes(job: Job, plan: MemoryPlan, names: Iterable[str]) -> list[_Bytes]:
+def _bytes(job: Job, plan: MemoryPlan | Draft, names: Iterable[str]) -> list[_Bytes]:
     """Where values lie; constants are only read."""
     found = []
     for name in names:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pydantic import BaseModel, ConfigDict
 
 from qatlib.compiler.job import Job, describe
-from qatlib.compiler.memory import MemoryPlan, plan, time_plan
+from qatlib.compiler.memory import Draft, MemoryPlan, draft, time_plan
 from qatlib.compiler.options import LEVELS, CompileOptions, Objective, check_options
 from qatlib.compiler.placement import GREEDY, Policy
 from qatlib.compiler.steps import order_steps
@@ -47,11 +47,15 @@ class Choice:
 
     job: Job
     policy: Policy
-    memory: MemoryPlan
+    draft: Draft
     cycles: int
     dram_bytes: int
     blocks: Mapping[str, Size] = field(default_factory=dict)
     search: Search = NO_SEARCH
+
+    @property
+    def memory(self) -> MemoryPlan:
+        return self.draft.plan
 
     def cost(self, objective: Objective) -> tuple[float, float]:
         """The smaller the better.
@@ -67,17 +71,17 @@ class Choice:
     @property
     def allowed(self) -> bool:
         """Whether inputs are where the options say that they are."""
-        return self.job.options.input_source != "sram" or not self.job.entering & self.memory.off_chip
+        return self.job.options.input_source != "sram" or not self.job.entering & self.draft.off_chip
 
 
 def make(job: Job, policy: Policy, blocks: Mapping[str, Size] | None = None) -> Choice:
     """The plan of one policy."""
-    memory = plan(job, policy)
-    cycles, dram_bytes = totals(job, memory)
-    return Choice(job, policy, memory, cycles, dram_bytes, blocks or {})
+    found = draft(job, policy)
+    cycles, dram_bytes = totals(job, found)
+    return Choice(job, policy, found, cycles, dram_bytes, blocks or {})
 
 
-def totals(job: Job, memory: MemoryPlan) -> tuple[int, int]:
+def totals(job: Job, memory: MemoryPlan | Draft) -> tuple[int, int]:
     """Cycles of the simulation, and bytes from and to the DRAM, of one inference."""
     rows = time_plan(job, memory)
     moved = sum(timing.dram_bytes for row in rows for timing in row)
@@ -128,7 +132,7 @@ def _best(job: Job, objective: Objective) -> Choice:
 def _without_costly_staging(choice: Choice, objective: Objective) -> Choice:
     """Weights stay off chip where staging them makes the plan worse; of many ops only the first are asked."""
     steps = choice.job.steps
-    names = [step.op.name for step in steps if step.op.name in choice.memory.staged]
+    names = [step.op.name for step in steps if step.op.name in choice.draft.staged]
     for name in names[: _PLANNED_OPS // max(1, len(steps))]:
         policy = replace(choice.policy, unstaged=choice.policy.unstaged | {name})
         choice = min(choice, make(choice.job, policy), key=lambda one: one.cost(objective))

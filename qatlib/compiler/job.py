@@ -8,6 +8,7 @@ from functools import cached_property
 from types import MappingProxyType
 
 from qatlib.compiler.banks import Lay
+from qatlib.compiler.blocks import Cut, blocks, cut_array
 from qatlib.compiler.cycles import Timing, time
 from qatlib.compiler.options import DEFAULTS, CompileOptions
 from qatlib.compiler.plays import Plays
@@ -15,15 +16,21 @@ from qatlib.compiler.steps import Step
 from qatlib.compiler.streams import Stream
 from qatlib.compiler.target import Target
 from qatlib.compiler.tasks import Map, Task, Tasks
-from qatlib.ops.work import Size
+from qatlib.ops.work import Size, Work
 from qatlib.program import Op, Program
 
 
 class Timer:
-    """Remembers how long a task takes: a choice of a plan asks again and again."""
+    """Remembers what a target takes for a task, and which blocks: a choice of a plan asks again and again.
+
+    Always of the same target.
+    """
 
     def __init__(self) -> None:
         self._found: dict[tuple[object, ...], Timing] = {}
+        self._losses: dict[int, dict[str, tuple[int, int]]] = {}
+        self._blocks: dict[tuple[Work, int], tuple[Size, ...]] = {}
+        self._cuts: dict[tuple[Work, Size], Cut] = {}
         self._tasks: dict[int, Task] = {}  # a task that is remembered must keep its id
 
     def time(
@@ -35,7 +42,7 @@ class Timer:
         slack: float = 0,
         lay: Lay | None = None,
     ) -> Timing:
-        """See :func:`.cycles.time`; always of the same ``target``."""
+        """See :func:`.cycles.time`."""
         self._tasks[id(task)] = task
         away = tuple(at.name in off for at in (task.target, *task.inputs))
         staged = staging and bool(task.weights)
@@ -43,6 +50,28 @@ class Timer:
         if key not in self._found:
             self._found[key] = time(task, target, off, staging, slack, lay)
         return self._found[key]
+
+    def losses(self, task: Task, target: Target, constants: frozenset[str]) -> dict[str, tuple[int, int]]:
+        """Cycles, and bytes from and to the DRAM, that each map of a task costs if it alone is off chip."""
+        if id(task) not in self._losses:
+            inside, lost = self.time(task, target, constants), {}
+            for name in {task.target.name, *(x.name for x in task.inputs)} - constants:
+                away = self.time(task, target, constants | {name})
+                lost[name] = away.cycles - inside.cycles, away.dram_bytes - inside.dram_bytes
+            self._losses[id(task)] = lost
+        return self._losses[id(task)]
+
+    def blocks(self, work: Work, target: Target, count: int) -> tuple[Size, ...]:
+        """See :func:`.blocks.blocks`."""
+        if (work, count) not in self._blocks:
+            self._blocks[work, count] = blocks(work, target, count)
+        return self._blocks[work, count]
+
+    def cut(self, work: Work, target: Target, block: Size) -> Cut:
+        """See :func:`.blocks.cut_array`."""
+        if (work, block) not in self._cuts:
+            self._cuts[work, block] = cut_array(work, target, block)
+        return self._cuts[work, block]
 
 
 @dataclass(frozen=True)
@@ -147,11 +176,9 @@ class Job:
         """Cycles, and bytes from and to the DRAM, that each map costs if it alone is off chip."""
         lost: dict[str, tuple[int, int]] = {}
         for task in (task for passes in self.passes for task in passes):
-            inside = self.timer.time(task, self.target, self.constants)
-            for name in {task.target.name, *(x.name for x in task.inputs)} - self.constants:
-                away = self.timer.time(task, self.target, self.constants | {name})
+            for name, (more_cycles, more_bytes) in self.timer.losses(task, self.target, self.constants).items():
                 cycles, moved = lost.get(name, (0, 0))
-                lost[name] = cycles + away.cycles - inside.cycles, moved + away.dram_bytes - inside.dram_bytes
+                lost[name] = cycles + more_cycles, moved + more_bytes
         return lost
 
 

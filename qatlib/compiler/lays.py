@@ -10,17 +10,17 @@ from qatlib.compiler.job import Job
 from qatlib.compiler.tasks import Map
 
 if TYPE_CHECKING:
-    from qatlib.compiler.memory import MemoryPlan
+    from qatlib.compiler.memory import Draft, MemoryPlan
 
 
-def lays(job: Job, plan: MemoryPlan) -> tuple[Lay | None, ...]:
+def lays(job: Job, plan: MemoryPlan | Draft) -> tuple[Lay | None, ...]:
     """Streams of every step; None for all of them where banks have no addresses of their own."""
     if job.target.sram.bank_bytes is None:
         return (None,) * len(job.steps)
     return tuple(tuple(_streams(job, plan, at)) for at in range(len(job.steps)))
 
 
-def _streams(job: Job, plan: MemoryPlan, at: int) -> Iterator[tuple[str, tuple[Stretch, ...]]]:
+def _streams(job: Job, plan: MemoryPlan | Draft, at: int) -> Iterator[tuple[str, tuple[Stretch, ...]]]:
     for task in job.passes[at]:
         factors = task.beside if task.work.factor is not None else ()
         for one in (*task.inputs, task.target):
@@ -33,7 +33,7 @@ def _streams(job: Job, plan: MemoryPlan, at: int) -> Iterator[tuple[str, tuple[S
         yield WEIGHTS, weights
 
 
-def _spans(job: Job, plan: MemoryPlan, one: Map, swept: bool) -> Iterator[Stretch]:
+def _spans(job: Job, plan: MemoryPlan | Draft, one: Map, swept: bool) -> Iterator[Stretch]:
     """Of a map; of one that passes row by row its rows."""
     place = plan.places.get(one.name)
     if place is not None and place.arena == "sram":

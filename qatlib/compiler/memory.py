@@ -9,7 +9,10 @@ ties go to the earlier, then to the name, so equal Programs get equal plans. Wha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from bisect import insort
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,6 +31,9 @@ from qatlib.program import Program
 Arena = Literal["sram", "dram", "rows"]
 """``rows``: passes row by row through the SRAM; its place says where it would lie if it were held whole."""
 Count = Annotated[int, Field(ge=0)]
+
+
+_Held = tuple[int, Literal["weights", "rows"], Buffer]
 
 
 class _Frozen(BaseModel):
@@ -113,21 +119,71 @@ def plan_memory(program: Program, steps: Sequence[Step], target: Target) -> Memo
     return plan(describe(program, steps, target))
 
 
+@dataclass(frozen=True)
+class Draft:
+    """Which memory holds what, all of which has room: for most targets all of a plan that decides what it costs.
+
+    ``held`` are buffers of the SRAM that hold no whole value, with the step that they belong to; of rows, with what
+    passes. ``kept`` are the values that the SRAM holds whole.
+    """
+
+    job: Job
+    policy: Policy
+    held: tuple[_Held, ...]
+    kept: frozenset[str]
+    buffers: tuple[Buffer, ...]
+
+    @cached_property
+    def rows(self) -> frozenset[str]:
+        return frozenset(name for _, use, one in self.held if use == "rows" for name in one.values)
+
+    @cached_property
+    def staged(self) -> frozenset[str]:
+        return frozenset(self.job.steps[at].op.name for at, use, _ in self.held if use == "weights")
+
+    @cached_property
+    def off_chip(self) -> frozenset[str]:
+        inside = self.kept | self.rows
+        return frozenset(name for buffer in self.buffers if buffer.name not in inside for name in buffer.values)
+
+    @cached_property
+    def joined(self) -> frozenset[str]:
+        return joined(self.job, self.buffers)
+
+    @cached_property
+    def plan(self) -> MemoryPlan:
+        """With a place for everything."""
+        return _finish(self)
+
+    @property
+    def places(self) -> Mapping[str, Place]:
+        return self.plan.places
+
+    @property
+    def scratch(self) -> tuple[Scratch, ...]:
+        return self.plan.scratch
+
+
 def plan(job: Job, policy: Policy = GREEDY) -> MemoryPlan:
     """See :func:`plan_memory`; ``policy`` says what the SRAM may be used for."""
-    apart = lifetimes(job)
-    placement = place(job, apart, policy)
-    separate = frozenset() if policy.joins else job.joins
-    held, kept = _fitted(job, placement, _scratch(job, placement), separate)
-    rows = {name for _, use, one in held if use == "rows" for name in one.values}
-    buffers = lifetimes(job, kept, separate, rows)
+    return draft(job, policy).plan
+
+
+def draft(job: Job, policy: Policy = GREEDY) -> Draft:
+    """What the SRAM holds under ``policy``."""
+    placement = place(job, lifetimes(job), policy)
+    return _fitted(job, placement, _scratch(job, placement), policy)
+
+
+def _finish(found: Draft) -> MemoryPlan:
+    job, held, kept, rows, buffers = found.job, found.held, found.kept, found.rows, found.buffers
     inside: dict[Arena, list[Buffer]] = {"sram": [], "dram": [], "rows": []}
     for buffer in buffers:
         name = buffer.name
         inside["rows" if name in rows else "sram" if name in kept else "dram"].append(buffer)
     scratch = [one for _, _, one in held]
     offsets: dict[Arena, dict[str, int]] = {arena: pack(members, None)[0] for arena, members in inside.items()}
-    sram = offsets["sram"] = _packed(job, [*inside["sram"], *scratch], policy)
+    sram = offsets["sram"] = _packed(job, [*inside["sram"], *scratch], found.policy)
     places = {
         name: Place(
             buffer=buffer.name, arena=arena, offset=offsets[arena][buffer.name] + at, size=buffer.size - at,
@@ -150,7 +206,7 @@ def plan(job: Job, policy: Policy = GREEDY) -> MemoryPlan:
         dram=_use(inside["dram"], offsets["dram"]),
         rows=_use(inside["rows"], offsets["rows"]),
         unlimited=_use(whole, pack(whole, None)[0]),
-        joined=tuple(sorted(joined(job, buffers))),
+        joined=tuple(sorted(found.joined)),
         weight_bytes=sum(job.program.constants[key].nbytes for key in plain)
         + addresses(job.streams, job.target.sram.alignment)[1],
     )
@@ -166,18 +222,15 @@ def _packed(job: Job, buffers: Sequence[Buffer], policy: Policy) -> dict[str, in
     return pack(buffers, size)[0]
 
 
-def time_plan(job: Job, memory: MemoryPlan) -> list[tuple[Timing, ...]]:
+def time_plan(job: Job, memory: MemoryPlan | Draft) -> list[tuple[Timing, ...]]:
     """Timings of the passes of every step that has something to do, where ``memory`` has the maps."""
     staged, off = memory.staged, memory.off_chip | job.constants
     staging = {at for at, step in enumerate(job.steps) if step.op.name in staged}
     return time_all(job, off, staging, memory.joined, lays(job, memory))
 
 
-_Held = tuple[int, Literal["weights", "rows"], Buffer]
-
-
 def _scratch(job: Job, placement: Placement) -> list[_Held]:
-    """Buffers of the SRAM that hold no whole value, with the step that they belong to; of rows, with what passes."""
+    """See :attr:`Draft.held`."""
     found: list[_Held] = []
     for at, (first, later) in placement.staged.items():
         name = f"weights of {job.steps[at].op.name}"
@@ -190,18 +243,18 @@ def _scratch(job: Job, placement: Placement) -> list[_Held]:
     return found
 
 
-def _fitted(
-    job: Job, placement: Placement, scratch: list[_Held], apart: Collection[str]
-) -> tuple[list[_Held], frozenset[str]]:
-    """What of the placement can be packed: scratch and values. Cheap maps give way first, then weights, then rows."""
+def _fitted(job: Job, placement: Placement, scratch: list[_Held], policy: Policy) -> Draft:
+    """What of the placement can be packed. Cheap maps give way first, then weights, then rows."""
     kept, held = list(placement.kept), scratch
+    apart = frozenset() if policy.joins else job.joins
     while True:
         values = frozenset(name for buffer in kept for name in buffer.values)
         rows = {name for _, use, one in held if use == "rows" for name in one.values}
-        inside = [buffer for buffer in lifetimes(job, values, apart, rows) if buffer.name in values]
+        buffers = lifetimes(job, values, apart, rows)
+        inside = [buffer for buffer in buffers if buffer.name in values]
         _, left = pack([*inside, *(one for _, _, one in held)], job.target.sram.bytes)
         if not left:
-            return held, values
+            return Draft(job, policy, tuple(held), values, buffers)
         homeless = {name for buffer in left if buffer in inside for name in buffer.values}
         victim = next((b for b in reversed(kept) if b.name in homeless), None)
         victim = victim or next((b for b in reversed(kept) if any(b.meets(other) for other in left)), None)
@@ -248,16 +301,24 @@ def pack(
     buffers: Iterable[Buffer], capacity: int | None, spread: Spread | None = None
 ) -> tuple[dict[str, int], tuple[Buffer, ...]]:
     """Offsets of the buffers that fit below ``capacity`` bytes (None: no limit), and the buffers that do not."""
-    placed: list[tuple[int, Buffer]] = []
+    placed: list[tuple[int, int, int, int]] = []  # offset, end of the bytes, first and last step: in this order
+    lying: list[tuple[int, Buffer]] = []
+    offsets: dict[str, int] = {}
     left: list[Buffer] = []
     for buffer in sorted(buffers, key=lambda b: (-b.size, b.start, b.name)):
-        taken = sorted((offset, offset + other.size) for offset, other in placed if other.meets(buffer))
-        offset = spread.offset(buffer, placed, taken) if spread else _best_gap(taken, buffer.size, capacity)
+        start, end = buffer.start, buffer.end
+        taken = [(low, high) for low, high, first, last in placed if first <= end and start <= last]
+        if spread:
+            offset = spread.offset(buffer, lying, taken)
+        else:
+            offset = _best_gap(taken, buffer.size, capacity)
         if offset is None:
             left.append(buffer)
         else:
-            placed.append((offset, buffer))
-    return {buffer.name: offset for offset, buffer in placed}, tuple(left)
+            insort(placed, (offset, offset + buffer.size, start, end))
+            offsets[buffer.name] = offset
+            lying.append((offset, buffer))
+    return offsets, tuple(left)
 
 
 def _best_gap(taken: Sequence[tuple[int, int]], size: int, capacity: int | None) -> int | None:

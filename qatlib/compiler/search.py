@@ -15,7 +15,6 @@ from functools import partial
 from itertools import chain, repeat
 from time import monotonic
 
-from qatlib.compiler.blocks import blocks, cut_array
 from qatlib.compiler.choose import Choice, Search, make
 from qatlib.compiler.job import Job
 from qatlib.compiler.options import Objective
@@ -66,8 +65,7 @@ def _moves(choice: Choice) -> list[_Move]:
     unit = choice.job.target.table_unit
     if unit and unit.beside_vector_unit and any(row[0].unit == "table" for row in choice.job.passes if row):
         moves.append(_other_order)
-    short = bool(choice.memory.off_chip - choice.job.boundary) or any(s.use == "rows" for s in choice.memory.scratch)
-    if short or choice.memory.off_chip & choice.job.boundary:
+    if choice.draft.off_chip or choice.draft.rows:
         moves += [_other_order, _other_staging, _other_rows, _other_maps]
     return moves
 
@@ -81,26 +79,27 @@ def _fastest_block(choice: Choice, _: random.Random, at: int) -> Choice | None:
     job, passes = choice.job, choice.job.passes[at]
     if not passes or passes[0].engine != "array":
         return None
-    off, staging = choice.memory.off_chip | job.constants, passes[0].op.name in choice.memory.staged
+    off, staging = choice.draft.off_chip | job.constants, passes[0].op.name in choice.draft.staged
 
     def cycles(block: Size | None) -> int:
-        task = passes[0] if block is None else replace(passes[0], cut=cut_array(passes[0].work, job.target, block))
+        task = passes[0] if block is None else replace(passes[0], cut=job.timer.cut(passes[0].work, job.target, block))
         return job.timer.time(task, job.target, off, staging).cycles
 
-    block = min((None, *blocks(passes[0].work, job.target, _BLOCKS)), key=cycles)
+    block = min((None, *job.timer.blocks(passes[0].work, job.target, _BLOCKS)), key=cycles)
     return None if block is None else _with_block(choice, at, block)
 
 
 def _with_block(choice: Choice, at: int, block: Size) -> Choice:
     job, (first, *later) = choice.job, choice.job.passes[at]
-    cut = cut_array(first.work, job.target, block)
+    cut = job.timer.cut(first.work, job.target, block)
     passes = (*job.passes[:at], (replace(first, cut=cut), *later), *job.passes[at + 1 :])
     return make(replace(job, passes=passes), choice.policy, {**choice.blocks, first.op.name: block})
 
 
 def _other_block(choice: Choice, draw: random.Random) -> Choice | None:
     at = draw.choice(_array_steps(choice.job))
-    others = blocks(choice.job.passes[at][0].work, choice.job.target, _BLOCKS)
+    job = choice.job
+    others = job.timer.blocks(job.passes[at][0].work, job.target, _BLOCKS)
     return _with_block(choice, at, draw.choice(others)) if others else None
 
 
@@ -135,7 +134,7 @@ def _other_rows(choice: Choice, draw: random.Random) -> Choice | None:
     if not names:
         return None
     name = draw.choice(names)
-    if choice.memory.places[name].arena == "rows":
+    if name in choice.draft.rows:
         policy = replace(policy, whole=policy.whole | {name}, streamed=policy.streamed - {name})
     else:
         policy = replace(policy, whole=policy.whole - {name}, streamed=policy.streamed | {name})
@@ -145,11 +144,11 @@ def _other_rows(choice: Choice, draw: random.Random) -> Choice | None:
 def _other_maps(choice: Choice, draw: random.Random) -> Choice | None:
     """A map of the SRAM goes, or one that found no room comes first."""
     policy = choice.policy
-    names = sorted({place.buffer for place in choice.memory.places.values()} - choice.job.entering)
+    names = sorted({buffer.name for buffer in choice.draft.buffers} - choice.job.entering)
     if not names:
         return None
     name = draw.choice(names)
-    if name in choice.memory.off_chip:
+    if name in choice.draft.off_chip:
         policy = replace(policy, evicted=policy.evicted - {name}, favoured=policy.favoured | {name})
     else:
         policy = replace(policy, evicted=policy.evicted | {name}, favoured=policy.favoured - {name})

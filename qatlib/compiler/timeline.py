@@ -19,7 +19,7 @@ from qatlib.compiler.beside import pairs
 from qatlib.compiler.cycles import Timing
 from qatlib.compiler.job import Job
 from qatlib.compiler.lays import lays
-from qatlib.compiler.memory import MemoryPlan
+from qatlib.compiler.memory import Draft, MemoryPlan
 from qatlib.compiler.placement import live_bytes
 from qatlib.compiler.plays import Plays, units_of
 from qatlib.compiler.simulate import Pipeline
@@ -117,7 +117,7 @@ def simulate(job: Job, plan: MemoryPlan, timings: Sequence[Sequence[Timing]]) ->
     return Timeline(job.target, _with_copies(ops), units_of(job.target))
 
 
-def latency(job: Job, plan: MemoryPlan, timings: Sequence[Sequence[Timing]], plays: Plays) -> int:
+def latency(job: Job, plan: MemoryPlan | Draft, timings: Sequence[Sequence[Timing]], plays: Plays) -> int:
     """Cycles of the whole timeline; with the same ``plays`` again, what is as before is not played again."""
     player = _Player(job, plan, plays)
     for _ in player.steps(timings):
@@ -148,7 +148,7 @@ class _Step:
 class _Player:
     """``clock`` is the cycle at which the next op starts, ``_open`` the one from which its weights can be copied."""
 
-    def __init__(self, job: Job, plan: MemoryPlan, plays: Plays) -> None:
+    def __init__(self, job: Job, plan: MemoryPlan | Draft, plays: Plays) -> None:
         self._job, self._plan, self._plays = job, plan, plays
         self._off, self._staged, self._lays = plan.off_chip | job.constants, plan.staged, lays(job, plan)
         self.clock, self._open, self._slack = 0, 0.0, 0.0
