@@ -54,10 +54,7 @@ class Meter:
 
         Raises DataError: QAT214 if no output holds real numbers, QAT215 for a metric without targets.
         """
-        pairs = [(a.double(), b.double()) for a, b in zip(reference, leaves, strict=True) if a.is_floating_point()]
-        if not pairs:
-            fix = "Analyse the model without its last step, so that scores or coordinates come out"
-            raise DataError("QAT214", "outputs", "hold integers or truth values alone, which have no distance", fix)
+        pairs = real_outputs(reference, leaves)
         self._outputs = self._outputs or [RunningComparison(FLOAT) for _ in pairs]
         for running, (a, b) in zip(self._outputs, pairs, strict=True):
             running.add(a, b)
@@ -74,11 +71,21 @@ class Meter:
         if whole is None:
             raise DataError("QAT118", "analysis data", "every output is empty", "Give batches of real input")
         results = [seen for running in self._outputs if (seen := running.result()) is not None]
-        noise = sum(_noise(seen.se, seen.ref_sq) for seen in results) / len(results)
-        return Distance(noise, whole.mse, whole.cosine, None if self._metric is None else float(self._metric.compute()))
+        power = sum(noise(seen.se, seen.ref_sq) for seen in results) / len(results)
+        return Distance(power, whole.mse, whole.cosine, None if self._metric is None else float(self._metric.compute()))
 
 
-def _noise(se: float, ref_sq: float) -> float:
+def real_outputs(reference: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Outputs of real numbers of both results, in float64. Raises DataError QAT214 if there is none."""
+    pairs = [(a.double(), b.double()) for a, b in zip(reference, leaves, strict=True) if a.is_floating_point()]
+    if not pairs:
+        fix = "Analyse the model without its last step, so that scores or coordinates come out"
+        raise DataError("QAT214", "outputs", "hold integers or truth values alone, which have no distance", fix)
+    return pairs
+
+
+def noise(se: float, ref_sq: float) -> float:
+    """Power of an error over that of its reference."""
     if ref_sq > 0.0:
         return se / ref_sq
     return math.inf if se > 0.0 else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,16 +10,15 @@ from torch import Tensor
 
 from qatlib.analysis.batches import Batch, peek
 from qatlib.analysis.distance import Meter
-from qatlib.analysis.sensitivity import Kind, sensitivity
 from qatlib.compiler import Target, check_model, compile_model
 from qatlib.emulator import Emulator
 from qatlib.errors import ProgramError, QConfigError
 from qatlib.pipeline.project import Project
 from qatlib.tune.front import losses
-from qatlib.tune.space import Choice, Space
-from qatlib.tune.state import Cost, Loss, Score, State
+from qatlib.tune.prediction import Prediction
+from qatlib.tune.space import Choice, Option, Space
+from qatlib.tune.state import Cost, Score, State
 
-KINDS: tuple[Kind, ...] = ("on",)
 PREDICTED_ON = 32
 """Validation images behind a prediction."""
 
@@ -35,19 +35,20 @@ class Attempts:
     def __init__(self, project: Project, space: Space, target: Target, images: int) -> None:
         self._project, self._space, self._target, self._images = project, space, target, images
         self._references: list[_Reference] = []
+        self.prediction = Prediction(space)
 
-    def study(self, state: State) -> None:
-        """Predict the noise of every option, and score the float model."""
-        data, groups = self._project.batches("val", PREDICTED_ON, PREDICTED_ON), self._space.groups
-        seen = sensitivity(self._space.model, data, kinds=KINDS, groups=groups)
-        found = losses(seen, self._space.options)
-        state.losses = [
-            Loss(unit=name, activation=option.activation, weight=option.weight, noise=noise)
-            for name, options in found.items()
-            for option, noise in options.items()
-        ]
-        state.rest = sum(t.distance.noise for t in seen.ranked("on") if t.unit.name not in found)
-        state.float_metric = self._project.evaluate(self._project.float_model, "val", self._images).value
+    def float_metric(self) -> float:
+        """Score of the float model."""
+        return self._project.evaluate(self._project.float_model, "val", self._images).value
+
+    def predict(self, state: State, stop: Callable[[], bool], save: Callable[[], None]) -> None:
+        """Go on with the trials behind :meth:`losses`; see :meth:`Prediction.run`."""
+        self.prediction.run(self._project.batches("val", PREDICTED_ON, PREDICTED_ON), state, stop, save)
+
+    def losses(self, state: State) -> tuple[dict[str, dict[Option, float]], float]:
+        """Predicted noise of every option of the units tried so far, and of what has no option."""
+        noises, rest = self.prediction.noises(state)
+        return losses(noises, self._space.options), rest
 
     def cost(self, choice: Choice) -> Cost:
         """Convert and compile."""

@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from qatlib.analysis.sensitivity import Sensitivity
 from qatlib.errors import ConfigError
 from qatlib.tune.space import HIGH, Choice, Option
 
@@ -19,6 +18,8 @@ WIDER = 2.0**-16
 """Of the power of rounding errors at 8 bits, what is left at 16: a code is a 256th."""
 _SLACK = 1e-9
 
+Part = Literal["all", "weight", "activation"]
+"""What of a unit is rounded."""
 Table = Mapping[str, Mapping[Option, float]]
 """A number for every option of every unit."""
 Vector = npt.NDArray[np.float64]
@@ -37,21 +38,23 @@ class Point:
         return -10.0 * math.log10(self.noise) if self.noise > 0 else math.inf
 
 
-def losses(seen: Sensitivity, options: Mapping[str, Sequence[Option]]) -> dict[str, dict[Option, float]]:
-    """Noise that each unit adds at the outputs, by option: what rounding it alone was measured to do ("on" trials).
+def losses(
+    noises: Mapping[str, Mapping[Part, float]], options: Mapping[str, Sequence[Option]]
+) -> dict[str, dict[Option, float]]:
+    """Noise that each unit in ``noises`` adds at the outputs, by option: what rounding it alone was measured to do.
 
     16 bits leave :data:`WIDER` of what 8 bits do; an output in high precision adds nothing. Noise powers of units add
     up as long as errors are small and independent.
     """
     found: dict[str, dict[Option, float]] = {}
     for name, possible in options.items():
-        whole, weight, output = (seen.find(name, "on", part) for part in ("all", "weight", "activation"))
-        assert whole is not None
-        if weight is None or output is None:  # it has one of the two
+        if (seen := noises.get(name)) is None:
+            continue
+        if "all" in seen:  # it has one of the two
             only_weight = not any(option.activation for option in possible)
-            of_weight, of_output = (whole.distance.noise, 0.0) if only_weight else (0.0, whole.distance.noise)
+            of_weight, of_output = (seen["all"], 0.0) if only_weight else (0.0, seen["all"])
         else:
-            of_weight, of_output = weight.distance.noise, output.distance.noise
+            of_weight, of_output = seen["weight"], seen["activation"]
         found[name] = {
             option: of_weight * (WIDER if option.weight == "int16" else 1.0)
             + of_output * {"int16": WIDER, HIGH: 0.0}.get(option.activation, 1.0)

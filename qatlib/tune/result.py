@@ -27,7 +27,8 @@ class Result:
     """``attempts`` are the points of the front, fastest first, and ``present`` is what ships now.
 
     ``best`` is the fastest of those measured that keep ``min_ratio`` of the float metric; where none does, the most
-    accurate. ``left`` says what there was no time for, empty if nothing.
+    accurate. ``left`` says what there was no time for, empty if nothing, and ``unpredicted`` what of it is of the
+    prediction.
     """
 
     target: str
@@ -38,6 +39,7 @@ class Result:
     present: Attempt | None = None
     attempts: list[Attempt] = field(default_factory=list)
     left: str = ""
+    unpredicted: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -23,6 +23,8 @@ from qatlib.tune.state import Cost, Score, load_state
 KEPT = 0.99
 """Share of the float metric that counts as good enough where no goal says more."""
 GOAL = "ratio.integer"
+_TRIALS, _COMPILATIONS = 0.5, 0.75
+"""Of the time that is left, when trials end, and when compilations of single changes do."""
 
 
 @dataclass(frozen=True)
@@ -74,35 +76,35 @@ class Search:
     def run(self, measure: bool = True) -> Result:
         """Go on until the time is spent or nothing is left; without ``measure`` the front is predicted only.
 
+        Trials and compilations end when their share of the time is spent: then the front is of what is known, and what
+        time its measurements leave goes to the rest of them.
+
         Raises CompileError QAT258 if the target takes the network in no form, StageError QAT190 if another search
         runs in this working copy.
         """
         with lock("tune"):
             self._folder.mkdir(parents=True, exist_ok=True)
-            return self._run(measure)
+            while True:
+                result = self._round(measure)
+                if self._spent() or not result.unpredicted:
+                    return result
 
-    def _run(self, measure: bool) -> Result:
+    def _round(self, measure: bool) -> Result:
         metric, state = self._project.metric(), self._state
         result = Result(self._target.name, metric.name, metric.higher_is_better, state.float_metric, self._goal())
-        if not state.losses:
+        if state.float_metric is None:
             if self._spent():
-                result.left = "everything"
+                result.left = result.unpredicted = "everything"
                 return result
-            self._attempts.study(state)
+            result.float_metric = state.float_metric = self._attempts.float_metric()
             self._save()
-            result.float_metric = state.float_metric
+        self._predict(result)
+        if key_of({}) not in state.costs or not (choices := self._choices()):
+            return result
         present = self.space.present()
         if measure and (self._measured(present) or not self._spent()):
             self._measure(present)
             result.present = self._attempt(present, None)
-        left = [choice for choice in self._single_changes() if not self._costed(choice)]
-        for number, choice in enumerate(left):
-            if self._spent():
-                result.left = f"{len(left) - number} of {sum(1 for _ in self._single_changes())} formats to compile"
-                return result
-            self._cost(choice)
-        self._refuse_nothing()
-        choices = self._choices()
         front = choices.front(self._settings.points)
         for point in front:
             if not self._costed(point.choice) and not self._spent():
@@ -117,7 +119,9 @@ class Search:
                 front = non_dominated([*front, following])
             if self._spent() and not self._measured(following.choice):
                 count = sum(not self._measured(p.choice) for p in front)
-                result.left = f"{count} of {len(front)} points to measure"
+                result.left = ", ".join(
+                    filter(None, (result.unpredicted, f"{count} of {len(front)} points to measure"))
+                )
                 break
             self._measure(following.choice)
             self._fill(result, front)
@@ -153,30 +157,56 @@ class Search:
 
     # -- prediction ----------------------------------------------------------------------------------------------
 
-    def _single_changes(self) -> Iterator[dict[str, Option]]:
-        """The narrowest choice, and one change of it at a time."""
-        yield {}
-        for name, options in self.space.options.items():
-            yield from ({name: option} for option in options[1:])
+    def _predict(self, result: Result) -> None:
+        """Trials, and a compilation of the narrowest choice and of one change of it at a time, the loudest unit first.
 
-    def _choices(self) -> Choices:
+        What there is no time for is named in ``result``.
+        """
+        state, attempts, begin = self._state, self._attempts, self._clock()
+        trials, compilations = (begin + share * max(0.0, self._end - begin) for share in (_TRIALS, _COMPILATIONS))
+        if not state.predicted:
+            attempts.predict(state, lambda: self._clock() >= trials, self._save)
+        everything = list(self._single_changes())
+        left = [choice for choice in everything if not self._costed(choice)]
+        while left and self._clock() < compilations:
+            self._cost(left.pop(0))
+        self._refuse_nothing()
+        missing = (
+            (attempts.prediction.missing(state), len(attempts.prediction), "trials"),
+            (len(left), len(everything), "formats to compile"),
+        )
+        result.unpredicted = ", ".join(f"{count} of {whole} {what}" for count, whole, what in missing if count)
+        result.left = result.unpredicted
+
+    def _single_changes(self) -> Iterator[dict[str, Option]]:
+        """The narrowest choice, and one change of it at a time, where most noise can go first."""
+        yield {}
+        found, _ = self._attempts.losses(self._state)
+        loudest = {name: max(noises.values()) for name, noises in found.items()}
+        for name in sorted(self.space.options, key=lambda name: -loudest.get(name, 0.0)):
+            yield from ({name: option} for option in self.space.options[name][1:])
+
+    def _choices(self) -> Choices | None:
+        """None if no unit was tried."""
         state = self._state
+        noises, rest = self._attempts.losses(state)
+        if not noises:
+            return None
         base = state.costs[key_of({})].latency_us
         assert base is not None
-        noises: dict[str, dict[Option, float]] = {}
         latencies: dict[str, dict[Option, float]] = {}
-        for loss in state.losses:
-            option = Option(loss.activation, loss.weight)
-            noises.setdefault(loss.unit, {})[option] = loss.noise
-            narrowest = option == self.space.options[loss.unit][0]
-            cost = Cost(latency_us=base) if narrowest else state.costs.get(key_of({loss.unit: option}))
-            taken = latencies.setdefault(loss.unit, {})
-            if cost is not None and cost.latency_us is not None:
-                taken[option] = cost.latency_us - base
-        return Choices(noises, latencies, base, state.rest)
+        for name in noises:
+            narrowest, *others = self.space.options[name]
+            latencies[name] = {narrowest: 0.0}
+            for option in others:
+                cost = state.costs.get(key_of({name: option}))
+                if cost is not None and cost.latency_us is not None:
+                    latencies[name][option] = cost.latency_us - base
+        return Choices(noises, latencies, base, rest)
 
     def _refuse_nothing(self) -> None:
-        if why := self._state.costs[key_of({})].refused:
+        narrowest = self._state.costs.get(key_of({}))
+        if why := narrowest.refused if narrowest else "":
             fix = "Change what it names; qatlib check target lists all of it"
             raise CompileError("QAT258", f"target {self._target.name}", f"refuses the network in int8: {why}", fix)
 

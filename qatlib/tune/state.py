@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -34,23 +35,28 @@ class Score(_Found):
     metric: float
 
 
-class Loss(_Found):
-    """Predicted noise of one option of one unit."""
+class Trial(_Found):
+    """Of one unit rounded alone: power of the error and of the reference for each output, over so many ``batches``."""
 
-    unit: str
-    activation: str
-    weight: str
-    noise: float
+    batches: int = 0
+    powers: list[tuple[float, float]] = []
+    complete: bool = False
+
+    def add(self, powers: Sequence[tuple[float, float]], last: bool) -> None:
+        """One batch more."""
+        before = self.powers or [(0.0, 0.0)] * len(powers)
+        self.powers = [(a + c, b + d) for (a, b), (c, d) in zip(before, powers, strict=True)]
+        self.batches, self.complete = self.batches + 1, last
 
 
 class State(_Found):
-    """``costs`` and ``scores`` are by :func:`qatlib.tune.space.key_of`; ``rest`` is the noise of what has no option."""
+    """``costs`` and ``scores`` are by :func:`qatlib.tune.space.key_of`; ``predicted`` says that no trial is missing."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     fingerprint: str
     float_metric: float | None = None
-    rest: float = 0.0
-    losses: list[Loss] = []
+    trials: dict[str, Trial] = {}
+    predicted: bool = False
     costs: dict[str, Cost] = {}
     scores: dict[str, Score] = {}
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from qatlib.compiler.target import SHIPPED
+from qatlib.analysis.sensitivity import sensitivity
+from qatlib.compiler.target import SHIPPED, load_target
 from qatlib.errors import QatError
 from qatlib.pipeline.config import load_config
 from qatlib.pipeline.project import Project
 from qatlib.program import Program
-from qatlib.tune.attempts import Attempts
+from qatlib.tune.attempts import PREDICTED_ON, Attempts
 from qatlib.tune.result import Result
 from qatlib.tune.search import Search, Settings
 from qatlib.tune.space import Option, Space
@@ -109,6 +111,52 @@ def test_many_short_runs_come_to_what_one_long_run_does(planted: Planted, monkey
     assert result.best.choice == whole.best.choice
     state = State.model_validate_json(expected)
     assert len(done) == len(state.costs) + len(state.scores), "nothing is measured twice"
+
+
+class Ticking:
+    """A second passes from one look to the next."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def test_what_is_known_in_time_is_used(planted: Planted) -> None:
+    result = run(Settings(budget_s=16.0, images=128), clock=Ticking())
+    state = State.model_validate_json(Path("tune", FILE).read_bytes())
+    assert not state.predicted
+    known = {key.split(" of ")[1] for key, trial in state.trials.items() if trial.powers}
+    assert known < Space(Project(load_config())).options.keys()
+    assert re.fullmatch(
+        r"\d+ of \d+ trials, \d+ of \d+ formats to compile(, \d+ of \d+ points to measure)?", result.left
+    )
+    assert result.attempts
+    assert all(attempt.choice.keys() <= known for attempt in result.attempts)
+    while (later := run(Settings(budget_s=16.0, images=128), clock=Ticking())).left:
+        assert "trials" not in later.left or "trials" in result.left
+        result = later
+    assert later.best is not None
+    assert {name for name, option in later.best.choice.items() if option.activation == "int16"} == {"a"}
+
+
+def test_trials_are_those_of_the_sensitivity(planted: Planted) -> None:
+    project = Project(load_config())
+    space = Space(project)
+    attempts, state = Attempts(project, space, load_target("bayes-like"), 128), State(fingerprint="")
+    attempts.predict(state, lambda: False, lambda: None)
+    found, rest = attempts.prediction.noises(state)
+    seen = sensitivity(space.model, project.batches("val", PREDICTED_ON, PREDICTED_ON), kinds=("on",))
+    for name, parts in found.items():
+        for part, noise in parts.items():
+            trial = seen.find(name, "on", part)
+            assert trial is not None
+            assert noise == pytest.approx(trial.distance.noise, rel=1e-9), (name, part)
+    others = [trial for trial in seen.ranked("on") if trial.unit.name not in space.options]
+    assert found.keys() == space.options.keys()
+    assert rest == pytest.approx(sum(trial.distance.noise for trial in others))
 
 
 def _counting(method: Callable[..., object], done: list[str]) -> Callable[..., object]:
