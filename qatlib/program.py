@@ -229,8 +229,9 @@ class _Document(_Strict):
 
 def _document(path: Path) -> _Document:
     """``program.json`` at ``path``, if it is as it was written."""
+    content = _content(path)
     try:
-        raw = json.loads(_content(path))
+        raw = json.loads(content)
         seal = _seal(raw) if isinstance(raw, dict) else None
     except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number too long, lists too deep
         raise _unreadable(path, f"is not JSON ({error})") from None

@@ -17,7 +17,7 @@ def main(config: Config) -> None:
     from dataclasses import asdict
 
     from qatlib.atomic import atomic_folder, write_csv, write_json
-    from qatlib.compiler import check_model, compile_model, load_target
+    from qatlib.compiler import load_target, try_compile
     from qatlib.compiler.executable import CONTENTS
     from qatlib.compiler.perf import COLUMNS
     from qatlib.pipeline.metrics import evaluate, write_metrics
@@ -27,16 +27,16 @@ def main(config: Config) -> None:
 
     project = Project(config)
     program, target = Program.load("artifacts/program"), load_target(config.compile.target)
-    refusals = [asdict(violation) for violation in check_model(program, target)]
+    executable, violations = try_compile(program, target, config.compile.options)
+    refusals = [asdict(violation) for violation in violations]
     write_json(f"{REPORTS}/refusals.json", {"target": target.name, "refusals": refusals})
-    if refusals:
+    if executable is None:
         with atomic_folder("artifacts/executable", CONTENTS) as folder:
             write_json(folder / "refused.json", refusals)
         write_json(f"{REPORTS}/performance.json", {})
         write_csv(f"{REPORTS}/performance.csv", COLUMNS, ())
         write_metrics(f"{REPORTS}/metrics.json", "compiled", {"refused_ops": len({one["op"] for one in refusals})})
         return
-    executable = compile_model(program, target, config.compile.options)
     checked = check_compiled(project, program, executable, config.compile.check_images)
     # On the CPU, whose memory the plan divides.
     scored = evaluate(lambda *x: program.nest(executable.run(*x)), project.batches("test"), project.metric(), "cpu")

@@ -18,7 +18,7 @@ def main(config: Config, name: str) -> None:
     from dataclasses import asdict
 
     from qatlib.atomic import write_json
-    from qatlib.compiler import check_model, compile_model, load_target
+    from qatlib.compiler import load_target, try_compile
     from qatlib.errors import ConfigError
     from qatlib.pipeline.metrics import write_metrics
     from qatlib.pipeline.project import Project
@@ -30,13 +30,13 @@ def main(config: Config, name: str) -> None:
         known = ", ".join(other.name for other in config.compile.targets) or "nothing"
         raise ConfigError("QAT102", "compile.targets", f"names no {name!r}; it has {known}", "Add it, with its file")
     program, target, folder = Program.load("artifacts/program"), load_target(chosen.file), f"reports/targets/{name}"
-    refusals = [asdict(violation) for violation in check_model(program, target)]
+    executable, violations = try_compile(program, target, config.compile.options)
+    refusals = [asdict(violation) for violation in violations]
     write_json(f"{folder}/refusals.json", {"target": target.name, "refusals": refusals})
-    if refusals:
+    if executable is None:
         write_json(f"{folder}/performance.json", {})
         write_metrics(f"{folder}/metrics.json", name, {"refused_ops": len({one["op"] for one in refusals})})
         return
-    executable = compile_model(program, target, config.compile.options)
     checked = check_compiled(Project(config), program, executable, config.compile.check_images)
     seen, memory = executable.performance, executable.memory
     seen.write_json(f"{folder}/performance.json")

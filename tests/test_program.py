@@ -142,8 +142,9 @@ def test_a_damaged_program_is_refused(
 ) -> None:
     small.save(tmp_path / "program")
     damage(tmp_path / "program")
-    with pytest.raises(ProgramError, match=seen):
+    with pytest.raises(ProgramError, match=seen) as caught:
         Program.load(tmp_path / "program")
+    assert str(caught.value).count("QAT") == 1
 
 
 EDITS: dict[str, tuple[list[Any], Any]] = {

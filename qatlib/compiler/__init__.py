@@ -6,7 +6,7 @@ which one, :mod:`.choose` decides by the options, with :mod:`.search`), time (:m
 for bit as the Program does.
 """
 
-from qatlib.compiler.executable import Executable, compile_model
+from qatlib.compiler.executable import Executable, compile_model, try_compile
 from qatlib.compiler.legalize import Violation, check_model
 from qatlib.compiler.memory import MemoryPlan
 from qatlib.compiler.options import CompileOptions
@@ -29,5 +29,6 @@ __all__ = [
     "load_target",
     "perf_model",
     "shipped_targets",
+    "try_compile",
     "write_trace",
 ]

@@ -22,7 +22,7 @@ from qatlib.compiler.choose import NO_SEARCH, Search, choose
 from qatlib.compiler.image import Record, pack_image, read_image
 from qatlib.compiler.job import Job, describe
 from qatlib.compiler.layout import Layout, layout
-from qatlib.compiler.legalize import check_model
+from qatlib.compiler.legalize import Violation, check_model
 from qatlib.compiler.machine import Machine
 from qatlib.compiler.memory import MemoryPlan, misfit
 from qatlib.compiler.options import DEFAULTS, CompileOptions, parse_options
@@ -205,21 +205,35 @@ def compile_model(
 ) -> Executable:
     """Place ``program`` on ``target`` (a Target, a shipped name or the path of a YAML file).
 
-    Raises CompileError with every violation that :func:`qatlib.compiler.check_model` finds, under the first one's code,
+    Raises CompileError with every violation that :func:`try_compile` finds, under the first one's code,
     and QAT250 for options that are wrong or that the target cannot.
     """
-    options = parse_options(options)
     if not isinstance(target, Target):
         target = load_target(target)
-    violations = check_model(program, target)
-    if violations:
+    executable, violations = try_compile(program, target, options)
+    if executable is None:
         count = "1 violation" if len(violations) == 1 else f"{len(violations)} violations"
         listed = "".join(f"\n  {violation}" for violation in violations)
         fix = f"Change these in qconfig or the model, or compile for a target other than {target.name}"
         raise CompileError(violations[0].code, f"target {target.name}", f"refuses the Program, {count}:{listed}", fix)
+    return executable
+
+
+def try_compile(
+    program: Program, target: Target, options: CompileOptions | Mapping[str, Any] | None = None
+) -> tuple[Executable | None, tuple[Violation, ...]]:
+    """What :func:`compile_model` gives, or None and all violations of :func:`check_model`; if there is none, those of
+    ops of which no block fits the target's buffers.
+
+    Raises CompileError QAT250 for options that are wrong or that the target cannot.
+    """
+    options = parse_options(options)
+    if violations := check_model(program, target):
+        return None, violations
     choice = choose(program, target, options)
-    check_blocks(choice.job)
-    return assemble(target, choice.job, choice.memory, choice.blocks, choice.search)
+    if violations := check_blocks(choice.job):
+        return None, violations
+    return assemble(target, choice.job, choice.memory, choice.blocks, choice.search), ()
 
 
 def assemble(

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qatlib.compiler.executable import compile_model
-from qatlib.compiler.legalize import Violation, check_model
+from qatlib.compiler.executable import try_compile
+from qatlib.compiler.legalize import Violation
 from qatlib.compiler.target import Target, load_target
 from qatlib.program import Program
 
@@ -53,9 +53,9 @@ def on_targets(
 
 
 def _row(program: Program, target: Target, options: Mapping[str, Any] | None) -> TargetRow:
-    if refusals := check_model(program, target):
+    executable, refusals = try_compile(program, target, options)
+    if executable is None:
         return TargetRow(target.name, refusals=refusals)
-    executable = compile_model(program, target, options)
     seen = executable.performance
     return TargetRow(
         target.name, seen.latency_us, seen.fps, seen.utilization, seen.dram_bytes, executable.memory.sram.peak_bytes

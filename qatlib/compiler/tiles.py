@@ -13,9 +13,9 @@ from functools import cached_property
 
 from qatlib.compiler.hardware import fill
 from qatlib.compiler.job import Job
+from qatlib.compiler.legalize import Violation
 from qatlib.compiler.target import Target
 from qatlib.compiler.tasks import Task
-from qatlib.errors import CompileError
 from qatlib.ops.base import BY_KIND
 from qatlib.ops.region import Box, Part, Regions, whole
 from qatlib.ops.work import Size
@@ -81,8 +81,9 @@ def strip_block(job: Job, at: int, tiling: Tiling) -> Size:
     return ROWS, columns, channels
 
 
-def check_blocks(job: Job) -> None:
-    """Raise CompileError (QAT186) for the first op whose sums are too large for the core's buffers in every block."""
+def check_blocks(job: Job) -> tuple[Violation, ...]:
+    """The ops whose sums are too large for the core's buffers in every block, with what they need (QAT186)."""
+    refused = []
     for at, passes in enumerate(job.passes):
         found = tile(job, at)
         if found is None or found.regions is None or passes[0].work.form != "sums":
@@ -94,7 +95,8 @@ def check_blocks(job: Job) -> None:
             room = f"{has.shared_bytes}" if has.shared_bytes else f"{has.input_bytes} and {has.accumulator_bytes}"
             seen = f"its smallest block needs buffers of {2 * inputs} bytes for inputs and {2 * sums} for sums"
             fix = f"{job.target.name} has {room}: use a smaller kernel or dilation, or a target with larger buffers"
-            raise CompileError("QAT186", found.op.name, seen, fix)
+            refused.append(Violation("QAT186", found.op.name, seen, fix))
+    return tuple(refused)
 
 
 def _halved(block: Size, granule: int) -> Size:

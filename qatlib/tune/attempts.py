@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qatlib.analysis.batches import Batch, peek
 from qatlib.analysis.distance import Meter
-from qatlib.compiler import Target, check_model, compile_model
+from qatlib.compiler import Target, try_compile
 from qatlib.emulator import Emulator
 from qatlib.errors import ProgramError, QConfigError
 from qatlib.pipeline.project import Project
@@ -56,9 +56,9 @@ class Attempts:
             program = self._space.program(choice)
         except (ProgramError, QConfigError) as error:
             return Cost(refused=str(error))
-        if violations := check_model(program, self._target):
+        executable, violations = try_compile(program, self._target, self._project.config.compile.options)
+        if executable is None:
             return Cost(refused=str(violations[0]))
-        executable = compile_model(program, self._target, self._project.config.compile.options)
         seen, memory = executable.performance, executable.memory
         return Cost(latency_us=seen.latency_us, dram_bytes=seen.dram_bytes, sram_peak_bytes=memory.sram.peak_bytes)
 

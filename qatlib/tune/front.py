@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -158,15 +163,33 @@ class _Problem:
             rest = np.where(allowed, row, 0.0)
             scale = _scale(rest)
             constraints.append(self._scipy.LinearConstraint(rest / scale, -np.inf, most / scale + _SLACK))
-        found = self._scipy.milp(
-            1e3 * objective / _scale(np.where(allowed, objective, 0.0)),
-            integrality=np.ones(len(objective)),
-            bounds=self._scipy.Bounds(0.0, allowed.astype(float)),
-            constraints=constraints,
-            options={"mip_rel_gap": 0.0},
-        )
+        with _quiet():
+            found = self._scipy.milp(
+                1e3 * objective / _scale(np.where(allowed, objective, 0.0)),
+                integrality=np.ones(len(objective)),
+                bounds=self._scipy.Bounds(0.0, allowed.astype(float)),
+                constraints=constraints,
+                options={"mip_rel_gap": 0.0},
+            )
         assert found.x is not None, found.message
         return np.asarray(np.round(found.x))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what C code writes to standard output: HiGHS prints a line for some problems, ``disp`` or not."""
+    flush = ctypes.CDLL(None).fflush  # what C holds back would come later
+    sys.stdout.flush()
+    flush(None)
+    kept = os.dup(1)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        flush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _scale(row: Vector) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
 import random
@@ -9,6 +10,7 @@ import sys
 from itertools import pairwise
 
 import pytest
+import scipy.optimize
 
 from qatlib.errors import ConfigError
 from qatlib.tune.front import Choices, non_dominated
@@ -42,6 +44,24 @@ def every(
         )
         for taken in itertools.product(*(latencies[u] for u in units))
     ]
+
+
+def test_what_the_solver_prints_is_not_shown(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HiGHS writes through C, which keeps a line until its buffer is full."""
+    solve, puts = scipy.optimize.milp, ctypes.CDLL(None).puts
+
+    def loud(*arguments: object, **options: object) -> object:
+        puts(b"HighsMipSolverData::transform")
+        return solve(*arguments, **options)
+
+    monkeypatch.setattr(scipy.optimize, "milp", loud)
+    puts(b"before")
+    assert Choices(*tables(0), 100.0, 0.0).front(3)
+    puts(b"after")
+    ctypes.CDLL(None).fflush(None)
+    assert capfd.readouterr().out == "before\nafter\n"
 
 
 @pytest.mark.parametrize("seed", range(8))
