@@ -57,7 +57,7 @@ def assert_equal(name: str, target: Target) -> None:
         assert int((ours != theirs).sum()) == 0
 
 
-def changed(target: Target, part: str, **values: int) -> Target:
+def changed(target: Target, part: str, **values: int | None) -> Target:
     """The target with other memories; ValidationError for one that it cannot be."""
     document = target.model_dump()
     document[part] |= values
@@ -91,9 +91,9 @@ def test_the_smallest_sram_holds_one_tile(name: str) -> None:
     array, step = target.mac_array, target.sram.alignment
     tiles = [*array.tiles, *(array.own_channel_tiles or ()), *((array.row_tile,) if array.row_tile else ())]
     least = fill(max(map(math.prod, tiles)), step)
-    assert_equal(name, changed(target, "sram", bytes=least))
+    assert_equal(name, changed(target, "sram", bytes=least, banks=None))
     with pytest.raises(ValidationError, match=r"one tile \d+x\d+x\d+ of mac_array has \d+ bytes"):
-        changed(target, "sram", bytes=least - step)
+        changed(target, "sram", bytes=least - step, banks=None)
 
 
 @EVERY
