@@ -142,7 +142,10 @@ class Machine:
         return tuple(slice(None) if size < 0 else slice(*span) for size, span in zip(value.shape, box, strict=True))
 
     def _pieces(self, name: str, at: tuple[slice, ...]) -> list[tuple[tuple[int, int] | None, tuple[slice, ...]]]:
-        """Places of ``at``: of rolling rows one or two stretches, each with the rows of ``at`` that it holds."""
+        """Places of ``at``: of rolling rows one or two stretches, each with the rows of ``at`` that it holds.
+
+        A box that reads nothing but padding has no rows, in one stretch.
+        """
         rolling = self._rolling.get(name)
         if rolling is None:
             return [(None, at)]
@@ -153,7 +156,7 @@ class Machine:
             )
         found: list[tuple[tuple[int, int] | None, tuple[slice, ...]]] = []
         row = start
-        while row < stop:
+        while row < stop or not found:
             slot = row % rolling.rows
             count = min(stop - row, rolling.rows - slot)
             found.append(((row - start, row - start + count), (*at[:2], slice(slot, slot + count), *at[3:])))

@@ -153,6 +153,17 @@ def test_rows_are_cut_where_the_buffers_have_no_room(room: int, columns: int) ->
     same(executable, net.feed(2))
 
 
+def test_rows_of_padding_alone_pass_through() -> None:
+    """The first four rows and the last four, of windows of one row, read nothing."""
+    net = Net()
+    middle = net.conv(net.input((4, 3, 64)), 4)
+    attrs = {"stride": [1, 1], "padding": [[4, 4], [0, 0]], "dilation": [1, 1], "groups": 1}
+    program = net.program(net._dense("conv", middle, (4, 4, 1, 1), (-1, 4, 11, 64), "int8", attrs, None, 20))
+    executable = compile_model(program, tiny({"sram.bytes": 1024}))
+    assert {one.use for one in executable.memory.scratch} >= {"rows"}
+    same(executable, net.feed(2))
+
+
 @pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(st.data())
