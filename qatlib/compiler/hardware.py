@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from qatlib.ops.work import Operation
 
 Cycles = Annotated[int, Field(ge=0, le=10**9)]
-Rate = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=1e-9, le=1e15, allow_inf_nan=False)]
+"""Bounded so that the cycles of any work stay finite."""
 Bytes = Annotated[int, Field(gt=0, le=2**40)]
 Extent = Annotated[int, Field(gt=0, le=2**16)]
 Extents = Annotated[tuple[Extent, Extent, Extent], Field(strict=False)]

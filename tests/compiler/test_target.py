@@ -107,10 +107,11 @@ def test_hostile_yaml_is_one_line(tmp_path: Path, content: str | bytes, says: st
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("clock_hz", 0.0, "clock_hz: Input should be greater than 0, not 0.0"),
+        ("clock_hz", 0.0, "clock_hz: Input should be greater than or equal to 0.000000001, not 0.0"),
         ("clock_hz", float("inf"), "clock_hz"),
         ("clock_hz", float("nan"), "clock_hz"),
         ("clock_hz", "1e9", "clock_hz: Input should be a valid number, not '1e9'"),
+        ("sram.bytes_per_cycle", 1e-320, "sram.bytes_per_cycle: Input should be greater than or equal to"),
         ("sram.bytes", 0, "sram.bytes: Input should be greater than 0, not 0"),
         ("sram.bytes", 65537, "multiple of alignment"),
         ("sram.bytes_per_cycle", 0, "sram.bytes_per_cycle"),
