@@ -159,7 +159,7 @@ class Program:
 
     @staticmethod
     def load(folder: str | Path, beside: Mapping[str, Tensor] = MappingProxyType({})) -> Program:
-        """Read what :meth:`save` wrote, with the constants ``beside`` that it left out.
+        """Read what :meth:`save` wrote, with the constants ``beside`` that it left out; what the folder has stays.
 
         Raises ProgramError: QAT172 for a file that is missing, edited, truncated or foreign, QAT173 for another schema,
         QAT174 for a document that :func:`verify` refuses.
@@ -182,7 +182,7 @@ class Program:
                 Op(o.kind, o.output, tuple(o.inputs), o.attrs, o.consts, o.module, o.origin) for o in document.ops
             ),
             values={v.name: v.value() for v in document.values},
-            constants={**constants, **beside},
+            constants={**beside, **constants},
             meta=document.meta,
         )
         return verify(program)

@@ -70,6 +70,15 @@ def test_the_checksum_is_the_one_of_the_docs(small: Program, tmp_path: Path) -> 
     assert document == sealed(document)
 
 
+def test_constants_that_were_left_out_are_given_and_no_others(small: Program, tmp_path: Path) -> None:
+    first, *others = sorted(small.constants)
+    small.save(tmp_path / "out", without=[first])
+    given = {key: tensor + 1 for key, tensor in small.constants.items()}
+    loaded = Program.load(tmp_path / "out", given)
+    assert torch.equal(loaded.constants[first], given[first])
+    assert all(torch.equal(loaded.constants[key], small.constants[key]) for key in others)
+
+
 def test_saving_replaces_a_program_and_nothing_else(net: FakeQuantModel, small: Program, tmp_path: Path) -> None:
     to_program(net).save(tmp_path / "program")
     (tmp_path / "program" / "golden").mkdir()
