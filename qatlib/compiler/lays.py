@@ -37,7 +37,8 @@ def _spans(job: Job, plan: MemoryPlan | Draft, one: Map, swept: bool) -> Iterato
     """Of a map; of one that passes row by row its rows."""
     place = plan.places.get(one.name)
     if place is not None and place.arena == "sram":
-        yield Stretch(place.offset, one.stored_bytes, swept)
+        size = min(one.stored_bytes, place.size)  # less only in a file that was edited
+        yield Stretch(place.offset, size, swept)
     if place is not None and place.arena == "rows":
         made = job.life[0][one.name]
         yield from (

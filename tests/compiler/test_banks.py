@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,20 @@ def test_a_saved_executable_has_the_same_estimate(tmp_path: Path) -> None:
     assert any(row.bank_cycles for row in executable.performance.rows)
     executable.save(tmp_path / "compiled")
     assert Executable.load(tmp_path / "compiled").performance == executable.performance
+
+
+def test_a_map_of_which_an_edited_plan_leaves_out_the_filling_is_read(tmp_path: Path) -> None:
+    """4 channels in bricks of 16, at the end of the SRAM without the 12 that fill them up."""
+    net = Net()
+    program = net.program(net.clamp(net.clamp(net.conv(net.input((4, 8, 8)), 4))))
+    compile_model(program, tiny({"brick_channels": 16, "sram.bytes": 16384, "sram.banks": TWO})).save(tmp_path / "out")
+    path = tmp_path / "out" / "executable.json"
+    document = json.loads(path.read_text())
+    for name in ("conv0", "clamp1"):
+        document["memory"]["places"][name] |= {"offset": 16384 - 256, "size": 256}
+    document["memory"]["sram"]["peak_bytes"] = 16384
+    path.write_text(json.dumps(document))
+    executable = Executable.load(tmp_path / "out")
+    feed = net.feed(1)
+    for seen, expected in zip(executable.run(*feed), emulate(program, feed), strict=True):
+        assert torch.equal(seen, expected)
