@@ -276,8 +276,16 @@ def misfit(plan: MemoryPlan, program: Program, steps: Sequence[Step], target: Ta
         wrong = at.bytes != integers[name].bytes() or at.size < at.bytes
         if wrong or at.offset % alignment or at.size % alignment:
             return f"gives {name!r} {at.bytes} bytes at offset {at.offset}"
-    ops = {step.op.name for step in steps}
-    strange = next((s for s in plan.scratch if s.op not in ops or s.last >= len(steps) or s.size % alignment), None)
+    outputs = [step.op.output for step in steps]
+    number = {step.op.name: at for at, step in enumerate(steps)}
+
+    def fits(one: Scratch) -> bool:
+        if one.op not in number or one.last >= len(steps) or not one.size or one.size % alignment:
+            return False
+        through = [plan.places.get(name) for name in outputs[number[one.op] : one.last]]
+        return one.use == "weights" or (through != [] and all(at is not None and at.arena == "rows" for at in through))
+
+    strange = next((one for one in plan.scratch if not fits(one)), None)
     if strange is not None:
         return f"has {strange.use} of {strange.op!r} in {strange.size} bytes, which is no op or no such place"
     homes = {name: at.buffer for name, at in plan.places.items()}

@@ -10,7 +10,7 @@ import pytest
 from qatlib.compiler import Executable, compile_model, try_compile
 from qatlib.compiler import layout as layout_module
 from qatlib.compiler.layout import Slice
-from qatlib.compiler.memory import MemoryPlan
+from qatlib.compiler.memory import MemoryPlan, misfit
 from qatlib.compiler.tiled import Runner
 from qatlib.emulator import emulate
 from qatlib.errors import CompileError
@@ -113,6 +113,15 @@ def test_buffers_that_overlap_in_some_boxes_are_detected(shift: int) -> None:
 def with_rows(plan: MemoryPlan, **changes: int) -> MemoryPlan:
     scratch = [s.model_copy(update=changes) if s.use == "rows" else s for s in plan.scratch]
     return plan.model_copy(update={"scratch": tuple(scratch)})
+
+
+@pytest.mark.parametrize("changes", [{"size": 0}, {"last": 0}, {"last": 99}])
+def test_rows_that_hold_nothing_or_pass_nowhere_are_no_plan(changes: dict[str, int]) -> None:
+    _, executable = cascade()
+    steps, target = executable.steps, executable.target
+    assert misfit(executable.memory, executable.program, steps, target) == ""
+    wrong = with_rows(executable.memory, **changes)
+    assert "rows of 'conv0'" in misfit(wrong, executable.program, steps, target)
 
 
 def test_too_few_rows_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
