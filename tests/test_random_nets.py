@@ -50,6 +50,7 @@ def permissive() -> Target:
     kinds = [kind for kind, op in BY_KIND.items() if type(op).kernel is not Operator.kernel]
     rule = {"inputs": every, "outputs": every, "weights": ["int8", "int16"]}
     document["ops"] = {kind: rule for kind in kinds if kind not in ("quantize", "dequantize", "float_op")}
+    document["ops"]["table"] = rule | {"inputs": ["int8", "int16"]}
     document["multiplier_bits"] = 21
     document["mac_array"]["int16"] = 2.0
     document["vector_unit"]["elements_per_cycle"] = dict.fromkeys(every, 16)
