@@ -1,7 +1,7 @@
 # make repro      set up, run the pipeline, show the result
 # make test       set up, run the tests
 # make check      hold every dvc.lock to code and params; needs no data
-# make examples   run the pipeline of every example that has one, two at a time: a quarter of an hour
+# make examples   run the pipeline of every example that has one, two at a time: about 20 minutes
 # make screenshots  draw the pictures of the docs again, from reports/profiler.html; needs Chromium
 # make slow       run the long tests; those of the examples' integers need make examples
 
