@@ -38,7 +38,7 @@ bench: $(VENV)/.bench
 	python -m bench.training
 
 examples: $(VENV)/.dev
-	printf '%s\n' $(sort $(wildcard examples/*/dvc.yaml)) | $(THREADS) xargs -P 2 -n 1 dvc repro --wait-for-lock
+	printf '%s\n' $(sort $(wildcard examples/*/dvc.yaml)) | $(THREADS) xargs -P 2 -n 1 dvc --wait-for-lock repro
 
 screenshots: $(VENV)/.dev
 	python -m tests.browser.screenshots
